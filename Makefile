@@ -1,0 +1,47 @@
+# The two commands of a newcomer: `make run` and `make test`. Everything lands below .venv and .maskmill, which git ignores.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check check-tests install install-test ui lock clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/installed            ## from text to a registered masked language model
+	$(BIN)/maskmill run quickstart
+
+test: $(VENV)/installed-test      ## the whole test suite
+	$(BIN)/python -m pytest -m ""
+
+check-tests: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: check-tests              ## what .ci/run checks: lint, types, the essential tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: $(VENV)/installed             ## the Prefect UI and the MLflow UI, on this machine
+	$(BIN)/maskmill ui
+
+install: $(VENV)/installed
+install-test: $(VENV)/installed-test
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:                          ## removes the environment and everything that was made
+	rm -rf $(VENV) .maskmill
+
+lock:                           ## pins anew what the declared ranges resolve to; run the whole test suite after it
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install --quiet torch==2.13.0
+	.lock/bin/python -m pip install --quiet -e '.[test]'
+	( echo "# Every package that an installation of maskmill pulls in, pinned: pip install -c constraints.txt -e '.[test]'"; \
+	  echo "# Made anew with: make lock (then run the whole test suite)"; \
+	  .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' ) > constraints.txt
+	rm -rf .lock

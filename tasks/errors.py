@@ -1,0 +1,66 @@
+"""What can go wrong, and the exit status that a program sees.
+
+Every message is one sentence: what is wrong, where (file, line, key), what to do.
+The numbers follow sysexits.h where it has a fitting one (65, 71, 73, 74, 75).
+"""
+
+
+class MaskmillError(Exception):
+    """An error that maskmill can explain."""
+
+    exit_code = 1
+
+
+class UsageError(MaskmillError):
+    """Wrong use or configuration: a source that does not exist, an unknown key, an empty corpus."""
+
+    exit_code = 2
+
+
+class DataError(MaskmillError):
+    """Bad or damaged data: a file whose bytes are not those of its manifest, books that do not balance."""
+
+    exit_code = 65
+
+
+class MemoryExhausted(MaskmillError):
+    """Out of host or device memory."""
+
+    exit_code = 71
+
+
+class HeldError(MaskmillError):
+    """Another run holds what this one wants to make."""
+
+    exit_code = 73
+
+
+class DiskFullError(MaskmillError):
+    """No space left where an artifact is being written."""
+
+    exit_code = 74
+
+
+class InterruptedRun(MaskmillError):
+    """Stopped from outside; the same command goes on from where it stopped."""
+
+    exit_code = 75
+
+
+class NumericError(MaskmillError):
+    """A loss or a gradient that is not finite."""
+
+    exit_code = 78
+
+
+EXIT_CODES = {
+    0: "done",
+    1: "internal error",
+    2: "wrong use or config",
+    65: "bad or damaged data",
+    71: "out of memory",
+    73: "held by another run",
+    74: "disk full",
+    75: "interrupted, run it again",
+    78: "numeric failure",
+}
