@@ -1,0 +1,115 @@
+"""What a person sees while a stage works: a live bar on a terminal, a line now and then elsewhere. To stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EVERY = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+
+def say(line: str) -> None:
+    """One plain line to stderr."""
+    if _live is not None:
+        _live.print(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """How far a stage is. `advance` and `note` cost microseconds, so call them freely."""
+
+    def __init__(self, label: str, total: float | None, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.text = 0.0, ""
+        self.started = self.told = time.monotonic()
+
+    def advance(self, amount: float = 1) -> None:
+        """Adds to what is done, in units of the bar."""
+        self.done += amount
+        self._show()
+
+    def note(self, text: str) -> None:
+        """A short remark behind the bar, such as the loss."""
+        self.text = text
+        self._show()
+
+    def print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """The state in words: done, rate, time left."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = self.done / seconds
+        parts = [f"{self.done:,.0f}" + (f" of {self.total:,.0f}" if self.total else "") + f" {self.unit}"]
+        parts.append(f"{rate:,.0f}/s")
+        if self.total and rate > 0:
+            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+        return f"{self.label}: " + ", ".join([*parts, *([self.text] if self.text else [])])
+
+    def _show(self) -> None:
+        if time.monotonic() - self.told >= EVERY:
+            self.told = time.monotonic()
+            self.print(self.line())
+
+
+class _LiveBar(Bar):
+    """The same on a terminal, through rich."""
+
+    def __init__(self, label: str, total: float | None, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        super().__init__(label, total, unit)
+        self.live = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("·"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.live.add_task(label, total=total, state="")
+        self.live.start()
+
+    def print(self, line: str) -> None:
+        self.live.console.print(line, highlight=False, markup=False)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self.told < 0.1:
+            return
+        self.told = now
+        rate = self.done / max(now - self.started, 1e-9)
+        state = f"{self.done:,.0f} {self.unit} · {rate:,.0f}/s" + (f" · {self.text}" if self.text else "")
+        self.live.update(self.task, completed=self.done, state=state)
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+_live: Bar | None = None
+
+
+@contextmanager
+def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
+    """A bar for the time of the block; ends in one line that says how much was done in how long."""
+    global _live
+    bar = _LiveBar(label, total, unit) if sys.stderr.isatty() and _live is None else Bar(label, total, unit)
+    _live = bar
+    try:
+        yield bar
+    finally:
+        _live = None
+        if isinstance(bar, _LiveBar):
+            bar.close()
+    say(f"{label}: {bar.done:,.0f} {unit} in {_clock(time.monotonic() - bar.started)}".rstrip())
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
