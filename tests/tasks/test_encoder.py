@@ -1,4 +1,4 @@
-"""The encoder is transformers' ModernBERT: logits parity in every respect that could differ, and mutants that must fail.
+"""The encoder is transformers' ModernBERT: logits parity in all that could differ, and mutants that must fail.
 
 The only module of the suite's torch core that imports transformers (seconds).
 """

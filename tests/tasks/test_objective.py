@@ -1,4 +1,4 @@
-"""Equations (3) to (5): summed at 𝓜 only, whatever the batch is cut into, and spare slots are as if they were not there."""
+"""Equations (3) to (5): summed at 𝓜 only, however the batch is cut, and spare slots are as if not there."""
 
 import math
 from collections.abc import Iterator
