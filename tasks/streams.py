@@ -1,0 +1,147 @@
+"""Bytes of a source file as lines, and the names of what can be wrong with them."""
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+CHUNK = 1 << 20
+FREE_EXPANSION = 64 << 20
+"""Bytes that a gzip file may unpack to, whatever its ratio."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a thing is taken as one thing."""
+
+    document_characters: int = 4096
+    """A text file is cut at blank lines into documents of at most this size."""
+    record_characters: int = 1_000_000
+    """A longer text of a JSON line or a Parquet row is cut the same way."""
+    line_bytes: int = 16 << 20
+    """A longer line is refused without being held in memory."""
+    gzip_ratio: int = 200
+    """A gzip file that unpacks to more than this times its size is a bomb: it is read no further."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of a source."""
+
+    kind: str
+    """text, records, parquet, arrow, hub, python, metadata, topics."""
+    path: str
+    label: str
+    """Source name and relative path: the column `source`."""
+    digest: str
+    """sha256 of the file, hex; or why there is none."""
+    size: int
+    text_key: str = "text"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A normalised text. `offset` counts bytes of the (unpacked) file, or rows where the file has rows."""
+
+    text: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Something that is no document, and why."""
+
+    reason: str
+    offset: int = 0
+    bytes: int = 0
+    line: int | None = None
+    detail: str = ""
+
+
+class Broken(Exception):
+    """The rest of a file cannot be read. Carries a Reject."""
+
+    def __init__(self, reason: str, detail: str, offset: int = 0, size: int = 0) -> None:
+        super().__init__(reason)
+        self.reject = Reject(reason, offset, size, None, detail)
+
+
+def chunks(item: Item, limits: Limits) -> Iterator[bytes]:
+    """The bytes of a file, unpacked where it is gzip. Raises Broken."""
+    with open(item.path, "rb") as raw:
+        magic = raw.read(4)
+        raw.seek(0)
+        if magic[:2] != b"\x1f\x8b":
+            if item.path.endswith(".gz"):
+                raise Broken("not_gzip", "no gzip magic bytes under a name that ends in .gz", 0, item.size)
+            if magic[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or magic == codecs.BOM_UTF32_BE:
+                raise Broken("utf16", "byte order mark of UTF-16 or UTF-32; convert it to UTF-8", 0, item.size)
+            yield from iter(lambda: raw.read(CHUNK), b"")
+            return
+        total = 0
+        with gzip.GzipFile(fileobj=raw) as file:
+            while True:
+                try:
+                    chunk = file.read1(CHUNK)
+                except EOFError:
+                    raise Broken("truncated_gzip", "the file ends before its end mark", total) from None
+                except (gzip.BadGzipFile, zlib.error) as error:
+                    raise Broken("broken_gzip", str(error), total, item.size - raw.tell()) from None
+                total += len(chunk)
+                if total > FREE_EXPANSION and total > limits.gzip_ratio * max(raw.tell(), 1):
+                    raise Broken("gzip_bomb", f"unpacks to more than {limits.gzip_ratio} times its size", total)
+                if not chunk:
+                    return
+                yield chunk
+
+
+@dataclass(frozen=True)
+class Line:
+    number: int
+    offset: int
+    data: bytes | None
+    """With its end; None where it is longer than the limit."""
+    size: int
+
+
+def lines(chunks: Iterable[bytes], split: Callable[[bytes], list[bytes]], limit: int) -> Iterator[Line]:
+    """Lines of a stream, in memory bounded by the limit. A line that Broken cuts off is part of what is refused."""
+    number, offset, skipped, rest = 1, 0, 0, b""
+    try:
+        for chunk in chunks:
+            pieces = split(rest + chunk)
+            rest = b"" if pieces[-1].endswith(b"\n") else pieces.pop()
+            for piece in pieces:
+                size = skipped + len(piece)
+                yield Line(number, offset, piece if size <= limit else None, size)
+                number, offset, skipped = number + 1, offset + size, 0
+            if skipped or len(rest) > limit:
+                skipped, rest = skipped + len(rest), b""
+    except Broken as broken:
+        reject = broken.reject
+        size = reject.bytes + skipped + len(rest)
+        raise Broken(reject.reason, reject.detail, offset if size else reject.offset, size) from None
+    if rest or skipped:
+        yield Line(number, offset, None if skipped else rest, skipped + len(rest))
+
+
+def newlines(data: bytes) -> list[bytes]:
+    return io.BytesIO(data).readlines()
+
+
+def universal(data: bytes) -> list[bytes]:
+    return data.splitlines(keepends=True)  # of bytes: splits on \n, \r and \r\n only
+
+
+def invalid(offset: int, size: int, line: int | None, error: UnicodeDecodeError) -> Reject:
+    return Reject("invalid_utf8", offset, size, line, f"byte {error.start}: {error.reason}")
+
+
+def too_long(line: Line, limits: Limits) -> Reject:
+    return Reject("line_too_long", line.offset, line.size, line.number, f"more than {limits.line_bytes} bytes")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n", 1)[0][:200]
