@@ -1,0 +1,114 @@
+"""A small model with a real tokenizer and the manifests around it, made in a second. For several test modules."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from tasks.artifacts import Built, Identity, Manifest, Store, Workspace
+from tasks.vocabulary import special_token, tokenizer_config
+from tests.tasks import handmade
+
+LENGTH = 32
+TEXT = "the cat sat on the mat and the dog sat on the log"
+
+
+def corpus(store: Store) -> Manifest:
+    def build(workspace: Workspace) -> Built:
+        counts = {"documents_kept": 3, "bytes_kept": 120, "rejected_short": 1, "rejected_duplicate": 0}
+        return Built(counts, {"sources": ["novels"]})
+
+    return store.make(Identity("corpus", 1, {}, {}), build)[0]
+
+
+def vocabulary(store: Store, corpus: Manifest) -> Manifest:
+    """Byte-level BPE of 281 tokens in the form of the vocabulary stage."""
+
+    def build(workspace: Workspace) -> Built:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        special = [AddedToken(**special_token(name)) for name in handmade.SPECIAL_IDS]
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator([TEXT] * 20, trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        tokenizer.save(str(workspace.folder / "tokenizer.json"))
+        (workspace.folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2))
+        size = tokenizer.get_vocab_size()
+        return Built({}, {"size": size, "special_ids": handmade.SPECIAL_IDS, "ordinary": [5, size]})
+
+    return store.make(Identity("vocabulary", 1, {}, {"corpus": corpus.digest}), build)[0]
+
+
+def shards(store: Store, vocabulary: Manifest, rows: int = 64) -> Manifest:
+    return handmade.shards(store, rows=rows, length=LENGTH, size=vocabulary.facts["size"])
+
+
+def pretrain(store: Store, vocabulary: Manifest, shards: Manifest, seed: int = 0, noise: float = 0.0) -> Manifest:
+    """A model as `initialise` leaves it (as good as the unigram baseline), or worse by random weights."""
+    import torch
+
+    from tasks.encoder import EncoderConfig, MaskedLanguageModel, initialise
+    from tasks.stock import save_stock
+
+    sizes = EncoderConfig(
+        vocabulary_size=vocabulary.facts["size"], length=LENGTH, layers=2, width=32, heads=2, intermediate=48
+    )
+
+    def build(workspace: Workspace) -> Built:
+        model = MaskedLanguageModel(sizes)
+        initialise(model, seed, np.load(shards.path("unigrams.npy"), allow_pickle=False))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += noise * torch.randn(parameter.shape, generator=generator)
+        save_stock(model, workspace.folder / "model")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (workspace.folder / "model" / name).write_bytes(vocabulary.path(name).read_bytes())
+        points = [{"step": n, "tokens": 1000 * n, "train/loss": 5.6 - 0.1 * n} for n in range(1, 5)]
+        points[-1]["validation/masked_cross_entropy"] = 5.3
+        (workspace.folder / "curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+        facts = {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "steps": 4,
+            "tokens": 4000,
+            "model": asdict(sizes),
+            "initial_seed": seed,
+        }
+        return Built({"steps": 4}, facts, {"tokens_per_second": 1234.5})
+
+    inputs = {"vocabulary": vocabulary.digest, "shards": shards.digest}
+    return store.make(Identity("pretrain", 1, {"seed": seed, "noise": noise, "threads": 1}, inputs), build)[0]
+
+
+def evaluate(store: Store, pretrain: Manifest, nats: float, test: str = "a" * 64, rival: str = "") -> Manifest:
+    """A report written by hand."""
+
+    def build(workspace: Workspace) -> Built:
+        metrics = {}
+        for prefix, loss in (("test", nats), ("baseline_unigram", 5.6), ("baseline_untrained", 5.6)):
+            for rate in ("0.15", "0.3"):
+                scores = {"masked_cross_entropy": loss, "perplexity": 2.0, "top1_accuracy": 0.1, "top5_accuracy": 0.2}
+                metrics |= {f"{prefix}/rate_{rate}/{name}": value for name, value in scores.items()}
+        ranked = [{"token": f" w{number}", "probability": 0.1} for number in range(5)]
+        facts = {
+            "metrics": metrics,
+            "rates": ["0.15", "0.3"],
+            "training_rate": "0.3",
+            "masked": {"0.15": 100, "0.3": 200},
+            "test": {"digest": test, "rows": 16},
+            "champion": None,
+            "predictions": [{"text": "the cat [MASK] on the mat", "masks": [ranked]}],
+        }
+        (workspace.folder / "report.json").write_text(json.dumps(facts))
+        (workspace.folder / "curve.png").write_bytes(b"\x89PNG")
+        return Built({"rows": 16}, facts)
+
+    inputs = {"pretrain": pretrain.digest} | ({"champion": rival} if rival else {})
+    return store.make(Identity("evaluate", 1, {"nats": nats, "test": test}, inputs), build)[0]
