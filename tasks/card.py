@@ -1,0 +1,123 @@
+"""The model card: what it is, how good it is and against what, what it was made from. Same inputs, same bytes.
+
+Tables are narrow, because MLflow's page shows them without style.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .artifacts import Manifest
+
+ROWS = {
+    "test": "this model",
+    "champion": "champion before",
+    "baseline_unigram": "unigram",
+    "baseline_untrained": "untrained",
+}
+"""First part of evaluate's metric names -> label."""
+
+
+def card(name: str, parents: Mapping[str, Manifest]) -> str:
+    """The card of a model, from the manifests of corpus, vocabulary, shards, pretrain and evaluate by stage."""
+    shards, pretrain = parents["shards"].facts, parents["pretrain"]
+    parts = [
+        _header(),
+        f"# {name}",
+        f"A masked language model (ModernBERT layout) of {pretrain.facts['parameters']:,} parameters. "
+        f"It fills `[MASK]` in texts of up to {shards['length']} tokens.",
+        "## How good it is",
+        _scores(parents["evaluate"].facts),
+        "Masked cross-entropy in nats per masked token on held-out documents, masks frozen; the unigram baseline uses "
+        "the train split's counts with add-one smoothing, the untrained model is this one before its first step.",
+        _predictions(parents["evaluate"].facts["predictions"]),
+        "## What it was made from",
+        _data(parents["corpus"], parents["vocabulary"], parents["shards"]),
+        "## How it was trained",
+        _settings(pretrain),
+        "## Use",
+        _use(name),
+        "## Limits",
+        "It knows what its corpus says, right or wrong, and no more. It fills in tokens; it does not answer, and its "
+        "probabilities are not calibrated. Licences and rights of the corpus's texts apply.",
+        "## Digests",
+        "\n".join(f"- {stage} `{manifest.digest}`" for stage, manifest in parents.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header() -> str:
+    return "---\nlibrary_name: transformers\npipeline_tag: fill-mask\nmask_token: '[MASK]'\n---"
+
+
+def _scores(facts: Mapping[str, Any]) -> str:
+    metrics = facts["metrics"]
+    lines = ["| masked | model | nats | top-1 | top-5 |", "|--:|---|--:|--:|--:|"]
+    for rate in facts["rates"]:
+        for prefix, label in ROWS.items():
+            at = f"{prefix}/rate_{rate}"
+            if f"{at}/masked_cross_entropy" in metrics:
+                top1, top5 = metrics[f"{at}/top1_accuracy"], metrics[f"{at}/top5_accuracy"]
+                loss = metrics[f"{at}/masked_cross_entropy"]
+                lines.append(f"| {rate} | {label} | {loss:.3f} | {top1:.1%} | {top5:.1%} |")
+    counted = ", ".join(f"{number:,} at {rate}" for rate, number in facts["masked"].items())
+    return "\n".join([*lines, "", f"n (masked tokens): {counted}"])
+
+
+def _predictions(predictions: list[Mapping[str, Any]]) -> str:
+    lines = []
+    for prediction in predictions:
+        lines.append(f"- {_code(prediction['text'])}")
+        for ranked in prediction["masks"]:
+            lines.append("  - " + ", ".join(f"{_code(it['token'].strip())} {it['probability']:.1%}" for it in ranked))
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    fence = "``" if "`" in text else "`"
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text or ' '}{fence}"
+
+
+def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest) -> str:
+    counts, facts = corpus.counts, shards.facts
+    train = facts["splits"]["train"]
+    reasons = [(name.removeprefix("rejected_"), n) for name, n in counts.items() if name.startswith("rejected_") and n]
+    return "\n".join(
+        [
+            f"- sources: {', '.join(_code(source) for source in _source_names(corpus))}",
+            f"- {counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0):,} bytes; rejected: "
+            + (", ".join(f"{number:,} {reason}" for reason, number in reasons) or "none"),
+            f"- vocabulary: byte-level BPE, {vocabulary.facts['size']:,} tokens, learnt from the train split",
+            f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}",
+            f"- masks: {facts['rate']} of each segment's tokens, exactly, shown as {facts['corruption']}, "
+            f"sampler {facts['sampler']['name']} version {facts['sampler']['version']}, seed {facts['seed']}",
+        ]
+    )
+
+
+def _source_names(corpus: Manifest) -> list[str]:
+    """Names only: where a source lies on somebody's disk is nobody's business."""
+    sources = corpus.facts.get("sources", [])
+    names = [source if isinstance(source, str) else source.get("name", "") for source in sources]
+    return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in names if name}) or ["unnamed"]
+
+
+def _settings(pretrain: Manifest) -> str:
+    lines = ["| setting | |", "|---|--:|"]
+    lines += [f"| {name} | {value} |" for name, value in sorted(pretrain.config.items())]
+    steps, tokens = pretrain.facts["steps"], pretrain.facts["tokens"]
+    return "\n".join([f"{steps:,} steps, {tokens:,} tokens.", "", *lines])
+
+
+def _use(name: str) -> str:
+    return "\n".join(
+        [
+            "```python",
+            "import mlflow",
+            f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
+            'model.predict(["A text with a [MASK]."], params={"top_k": 3})',
+            "```",
+            "The folder `artifacts/model` of a version loads with `transformers` (`AutoModelForMaskedLM`, "
+            "`AutoTokenizer`), without custom code.",
+        ]
+    )

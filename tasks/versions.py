@@ -1,0 +1,193 @@
+"""Versions of registered models: finding them, loading them, asking them. What people call models, in MLflow's words.
+
+A model is called NAME (its champion), NAME@ALIAS or NAME/VERSION.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import tracking
+from .errors import DataError, MaskmillError, UsageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model, as MLflow has it."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    source: str
+    """Address of the model's folder."""
+
+    @property
+    def page(self) -> str:
+        """Its page, below the address of the MLflow UI (which otherwise opens without a registry)."""
+        return f"#/models/{self.name}/versions/{self.version}?workflowType=machine_learning"
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises UsageError for one that addresses and queries could not carry."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be the name of a model; use letters, digits, and _ . - after the first one.")
+    return name
+
+
+def predict(
+    text: str, spec: str | None = None, top: int = 5, home: Path | None = None, targets: str = ""
+) -> list[list[dict[str, Any]]]:
+    """For each [MASK] of a text the `top` most probable tokens, by a registered model.
+
+    Raises UsageError about the text, the parameters, or a model that does not exist.
+    """
+    model = load_model(spec, home)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return list(model.predict([text], params={"top_k": top, "targets": targets})[0])
+    except MlflowException as error:
+        raise UsageError(re.sub(r"^Text 0\b", "The text", error.message)) from None
+
+
+def load_model(spec: str | None = None, home: Path | None = None) -> Any:
+    """The pyfunc of NAME, NAME@ALIAS or NAME/VERSION; without an alias, the champion; without a name, the only model's.
+
+    Raises UsageError naming what exists, DataError where files are not those that were registered.
+    """
+    home = home_of(home)
+    name, alias, number = _parse(spec)
+    if not tracking.exists(home):
+        raise UsageError(f"There is no registry in {home} yet; start with: maskmill run quickstart")
+    with explained(home):
+        version = _find(tracking.connect(home), name, alias, number)
+        with fluent(home) as mlflow:
+            try:
+                return mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+            except mlflow.exceptions.MlflowException as error:
+                what = f"{version.name} version {version.version} cannot be loaded"
+                raise DataError(f"{what}: {error.message.splitlines()[0]}") from error
+
+
+# Looking things up.
+
+
+def known_model(client: "MlflowClient", name: str) -> Any:
+    """The registered model, or None."""
+    return next(iter(client.search_registered_models(f"name = '{name}'", max_results=1)), None)
+
+
+def version_of(client: "MlflowClient", found: Any) -> Version:
+    # A search leaves the aliases out, so they are asked for.
+    full = client.get_model_version(found.name, found.version)
+    return Version(full.name, int(full.version), tuple(sorted(full.aliases)), dict(full.tags), str(full.source))
+
+
+def search(client: "MlflowClient", name: str, tag: str, value: str) -> list[Version]:
+    """Versions with a tag, oldest first."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
+    return [version_of(client, one) for one in sorted(found, key=lambda one: int(one.version))]
+
+
+def with_weights(client: "MlflowClient", name: str, weights: str) -> Version | None:
+    """The version that holds these weights (the digest that register computes), or None."""
+    return next(iter(search(client, name, "weights", weights)), None)
+
+
+def aliased(client: "MlflowClient", name: str, alias: str) -> Version | None:
+    """The version that an alias stands for, or None."""
+    known = known_model(client, name)
+    if known is None or alias not in (aliases := client.get_registered_model(name).aliases):
+        return None
+    return version_of(client, client.get_model_version(name, aliases[alias]))
+
+
+def _parse(spec: str | None) -> tuple[str | None, str, int | None]:
+    """"NAME@ALIAS" or "NAME/VERSION" -> name, alias, version."""
+    if spec is None:
+        return None, CHAMPION, None
+    name, slash, number = spec.partition("/")
+    name, at, alias = (spec if not slash else name).partition("@")
+    check_name(name)
+    if slash and (at or not number.isdecimal()):
+        raise UsageError(f"{spec!r} names no model; write NAME, NAME@ALIAS or NAME/VERSION, with a number for VERSION.")
+    if at and not _ALIAS.fullmatch(alias):
+        raise UsageError(f"{alias!r} cannot be an alias; use letters, digits, _ and -.")
+    return name, alias or CHAMPION, int(number) if slash else None
+
+
+def _find(client: "MlflowClient", name: str | None, alias: str, number: int | None) -> Version:
+    names = sorted(model.name for model in client.search_registered_models())
+    if not names:
+        raise UsageError("No model is registered yet; start with: maskmill run quickstart")
+    if name is None and len(names) > 1:
+        raise UsageError(f"Which model? There are {', '.join(names)}; give one with --model.")
+    name = name or names[0]
+    if name not in names:
+        raise UsageError(f"There is no model {name!r}; there are {', '.join(names)}.")
+    found = client.search_model_versions(f"name = '{name}'")
+    numbers = sorted(int(one.version) for one in found)
+    aliases = client.get_registered_model(name).aliases
+    if number is None:
+        if alias not in aliases:
+            there = ", ".join(f"@{known}" for known in sorted(aliases)) or "no alias"
+            raise UsageError(f"{name} has no @{alias}; it has {there} and versions {', '.join(map(str, numbers))}.")
+        number = int(aliases[alias])
+    if number not in numbers:
+        raise UsageError(f"{name} has no version {number}; it has {', '.join(map(str, numbers)) or 'none'}.")
+    return version_of(client, client.get_model_version(name, str(number)))
+
+
+# MLflow's manners.
+
+
+def home_of(home: Path | None) -> Path:
+    """The folder of the registry: MASKMILL_HOME where none is given."""
+    if home is None:
+        if not os.environ.get("MASKMILL_HOME"):
+            raise UsageError("Set MASKMILL_HOME to the folder that holds the registry.")
+        home = Path(os.environ["MASKMILL_HOME"])
+    return home.absolute()
+
+
+@contextmanager
+def fluent(home: Path) -> Iterator[Any]:
+    """mlflow, pointed at this home for the time of the block: log_model and load_model take no client.
+
+    `set_tracking_uri` also writes to the environment, which would then outlive its home.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking.tracking_uri(home))
+    try:
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None takes it out of the environment
+
+
+@contextmanager
+def explained(home: Path) -> Iterator[None]:
+    """What MLflow raises, as one sentence."""
+    try:
+        yield
+    except (MaskmillError, OSError):
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith(("mlflow", "sqlalchemy")):
+            raise
+        text = tracking.without_secrets((str(error).splitlines() or [""])[0][:300])
+        where = tracking.without_secrets(tracking.tracking_uri(home))
+        raise MaskmillError(f"The registry at {where} does not answer as it should: {text}") from error
