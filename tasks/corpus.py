@@ -210,9 +210,7 @@ def _build(config: CorpusConfig, surveyed: Sequence[Surveyed], work: Workspace) 
 
 def _account(config: CorpusConfig, surveyed: Sequence[Surveyed], merge: Merge) -> Built:
     """Closes the books; says what was refused."""
-    pages = [
-        books.page(one.source.name, kept) for one, books, kept in zip(surveyed, merge.books, merge.kept)
-    ]
+    pages = [books.page(one.source.name, kept) for one, books, kept in zip(surveyed, merge.books, merge.kept)]
     total = Counter[str]()
     rejected = Counter[str]()
     for page in pages:

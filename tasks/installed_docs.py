@@ -133,6 +133,7 @@ def _topics() -> DocFile:
 
 _QUOTED = re.compile(rb'"""(.*?)"""', re.S)
 
+
 def documentation(kind: str, path: Path) -> Iterator[tuple[int, str]]:
     """(byte offset, documentation) of a file as it was written. Raises SyntaxError or ValueError for a broken one."""
     data = path.read_bytes()

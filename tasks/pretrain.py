@@ -214,10 +214,16 @@ def _train(job: dict[str, Any], workspace: Workspace, spool: Spool) -> Built:
     write_atomic(path, canonical(job))
     outcome.unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-        "OMP_NUM_THREADS": str(job["config"]["threads"]),
-    }
+    # Threads that wait for each other spin only briefly: as fast on a quiet machine (23.1k against 23.9k tokens/s), and
+    # beside one busy process 7k instead of 1.5k to 4k tokens/s. OMP_WAIT_POLICY=passive was rejected: 15 % slower.
+    environment = (
+        {"GOMP_SPINCOUNT": "1000"}
+        | os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+            "OMP_NUM_THREADS": str(job["config"]["threads"]),
+        }
+    )
     # A process group of its own: the terminal's Ctrl-C then reaches it once, through us, and not twice.
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "tasks.trainer", str(path)],

@@ -1,11 +1,11 @@
 """The file of a shard: one Arrow IPC file, uncompressed, one record batch: in a memory map a column is an array.
 
-    tokens           fixed_size_list<uint16 | uint32, L>     uint16 iff the vocabulary fits
-    sequence         uint64                                  global id of the row in its split
-    segment_lengths  list<uint16>                            specials included: M + 2
-    documents        list<uint32>                            of each segment, the document's index in the split
-    starts           list<uint32>                            of each segment, its first token's offset in the document
-    draw_0 …         fixed_size_binary(L / 8)                draws of 𝓜, position j at bit j % 8 of byte j // 8
+tokens           fixed_size_list<uint16 | uint32, L>     uint16 iff the vocabulary fits
+sequence         uint64                                  global id of the row in its split
+segment_lengths  list<uint16>                            specials included: M + 2
+documents        list<uint32>                            of each segment, the document's index in the split
+starts           list<uint32>                            of each segment, its first token's offset in the document
+draw_0 …         fixed_size_binary(L / 8)                draws of 𝓜, position j at bit j % 8 of byte j // 8
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Where text comes from: enumerating sources and digesting them. Nothing is parsed here, so `plan` is fast.
 
-    PATH                   file, folder or glob of .txt .md .rst .jsonl .parquet, each of the first four also as .gz
-    hf:NAME_OR_FOLDER      a `save_to_disk` folder of datasets, or a dataset of the hub: NAME[:CONFIG][@REVISION]
-    installed-docs         documentation of the installed Python packages (installed-docs:NAME,NAME to choose them)
+PATH                   file, folder or glob of .txt .md .rst .jsonl .parquet, each of the first four also as .gz
+hf:NAME_OR_FOLDER      a `save_to_disk` folder of datasets, or a dataset of the hub: NAME[:CONFIG][@REVISION]
+installed-docs         documentation of the installed Python packages (installed-docs:NAME,NAME to choose them)
 """
 
 import glob

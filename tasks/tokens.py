@@ -67,7 +67,7 @@ def word_begins(tokenizer: "Tokenizer") -> NDArray[np.bool_]:
     "don't"), and so do the lead bytes E2 to E9 (â to é): general punctuation, kana, Chinese, which have no spaces.
     """
     heads = [str(tokenizer.id_to_token(number))[0] for number in range(tokenizer.get_vocab_size())]
-    punctuation = "!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~"
+    punctuation = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'
     return np.array(["Ā" <= head <= "Ġ" or "â" <= head <= "é" or head in punctuation for head in heads])
 
 

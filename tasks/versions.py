@@ -115,7 +115,7 @@ def aliased(client: "MlflowClient", name: str, alias: str) -> Version | None:
 
 
 def _parse(spec: str | None) -> tuple[str | None, str, int | None]:
-    """"NAME@ALIAS" or "NAME/VERSION" -> name, alias, version."""
+    """ "NAME@ALIAS" or "NAME/VERSION" -> name, alias, version."""
     if spec is None:
         return None, CHAMPION, None
     name, slash, number = spec.partition("/")

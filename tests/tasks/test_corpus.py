@@ -87,9 +87,7 @@ def test_books_that_do_not_balance_are_an_error() -> None:
         books.page("s", [1, 9])
 
 
-def test_the_same_bytes_for_any_number_of_workers(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_bytes_for_any_number_of_workers(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "SMALL_BYTES", 0)
     monkeypatch.setattr(stage, "UNIT_FILES", 1)
     budget = (Source(str(text), budget_bytes=30_000),)
@@ -136,9 +134,7 @@ def test_of_equal_documents_the_first_source_keeps_its_own(text: Path, tmp_path:
         ({"sources": ()}, "sources is empty"),
     ],
 )
-def test_what_cannot_become_a_corpus_is_one_sentence(
-    text: Path, tmp_path: Path, settings: dict, message: str
-) -> None:
+def test_what_cannot_become_a_corpus_is_one_sentence(text: Path, tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         corpus(config(text, **settings), Store(tmp_path / "store"))
     assert error.value.exit_code == 2 and "\n" not in str(error.value)

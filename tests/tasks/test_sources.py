@@ -202,9 +202,7 @@ def test_folders_globs_and_files_are_found_in_order_and_the_rest_is_counted(tmp_
 
 
 @pytest.mark.parametrize("uri", ["missing", "missing/*.txt", "hf:.", "empty", "installed-docs:no-such-distribution"])
-def test_a_source_that_is_not_there_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
-) -> None:
+def test_a_source_that_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError) as error:

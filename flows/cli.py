@@ -1,0 +1,246 @@
+"""The command line. Heavy libraries are imported by the commands that need them: `--help`, `plan`, `verify` do not."""
+
+import io
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, cast
+
+import typer
+from typer.core import TyperGroup
+
+from flows import environment
+from tasks.errors import EXIT_CODES, InterruptedRun, MaskmillError, UsageError
+from tasks.progress import say
+
+AGAIN = "Stopped. Run the same command again: it goes on from where it was."
+debugging = False
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Errors become one sentence and their exit status; a traceback only with --debug."""
+    try:
+        yield
+    except (KeyboardInterrupt, InterruptedRun) as error:
+        say(f"{error}" if isinstance(error, InterruptedRun) else AGAIN)
+        raise typer.Exit(InterruptedRun.exit_code) from None
+    except MaskmillError as error:
+        if debugging:
+            traceback.print_exc()
+        say(f"Error: {error}")
+        raise typer.Exit(error.exit_code) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):  # wrong options: Typer explains them itself
+            raise
+        if debugging:
+            traceback.print_exc()
+        say(f"Internal error: {type(error).__name__}: {error}. Run again with --debug for the traceback.")
+        raise typer.Exit(MaskmillError.exit_code) from None
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with explained():
+            return super().invoke(ctx)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt  # SIGTERM is a Ctrl-C of another program
+
+
+EPILOG = "Exit status: " + " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="From a corpus to a registered masked language model.\n\nStart with: maskmill run quickstart",
+)
+
+
+def _debug(value: bool) -> bool:
+    global debugging
+    debugging = debugging or value
+    return value
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name in deployments/recipes/, or a YAML file.")]
+Source = Annotated[
+    list[str],
+    typer.Option("--source", metavar="PATH", help="File, folder, glob or hf:NAME instead of the recipe's sources."),
+]
+Setting = Annotated[
+    list[str], typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a setting, as pretrain.steps=100.")
+]
+From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and what follows again.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    source: Source = [],  # noqa: B006  (Typer copies it)
+    set_: Setting = [],  # noqa: B006
+    from_: From = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for another run that makes the same.")] = 600.0,
+    debug: Debug = False,
+) -> None:
+    """Run the flow; what is finished already is reused.
+
+    Example: maskmill run quickstart --source ~/texts --set pretrain.tokens=5000000
+    """
+    from flows import plan, recipes, ui
+
+    home = _home()
+    mill = recipes.load(recipe, source, set_)
+    plan.plan(mill, _store(home, from_))  # a source that is missing shall not wait for a server
+    with ui.prefect_api(home):
+        from flows import mlm, summary
+
+        if not debugging:  # errors reach the terminal as one sentence; the Prefect UI has the tracebacks
+            for name in ("prefect.flow_runs", "prefect.task_runs"):
+                logging.getLogger(name).propagate = False
+        try:
+            result = mlm.maskmill(recipe, list(source), list(set_), cast(Any, from_), wait)
+        finally:
+            mlm.deliver()
+    summary.show(result)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    source: Source = [],  # noqa: B006
+    set_: Setting = [],  # noqa: B006
+    from_: From = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what would run, what would be reused, and why. Runs nothing.
+
+    Example: maskmill plan quickstart --set shards.rate=0.15
+    """
+    from flows import plan, recipes
+
+    home = _home()
+    mill = recipes.load(recipe, source, set_)
+    verdicts = plan.plan(mill, _store(home, from_), home)
+    _json(plan.page(verdicts)) if as_json else plan.show(mill, verdicts)
+
+
+@app.command()
+def verify(
+    stage: Annotated[str | None, typer.Argument(metavar="[STAGE]", help="Only this stage's artifacts.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hash every artifact again and regenerate every stored mask. Exit status 65 if anything is damaged.
+
+    Example: maskmill verify shards
+    """
+    from flows import verify
+
+    report = verify.verify(_store(_home(), stage), stage)
+    _json(report.page()) if as_json else verify.show(report)
+    if report.findings:
+        raise typer.Exit(65)
+
+
+@app.command()
+def predict(
+    text: Annotated[str, typer.Argument(help="A text with one or more [MASK].")],
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME[@ALIAS|/VERSION]", help="Default: the champion of the only model.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Predictions for each [MASK].")] = 5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fill the masks of a text with a registered model.
+
+    Example: maskmill predict "Returns a [MASK] of the array." --top 3
+    """
+    from flows import summary
+    from tasks import versions
+
+    environment.settle(_home())
+    environment.reach_hub(False)
+    answers = versions.predict(text, model, top)
+    _json(answers) if as_json else summary.show_predictions(text, answers)
+
+
+@app.command()
+def runs(
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show recent runs: state, failed stage, rerun command.
+
+    Example: maskmill runs --limit 5
+    """
+    from flows import ledger
+
+    entries = ledger.read(_home(), limit)
+    _json([ledger.page(entry) for entry in entries]) if as_json else ledger.show(entries)
+
+
+@app.command()
+def ui(
+    prefect_port: Annotated[int, typer.Option(help="Wanted port; another free one where it is taken.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Wanted port; another free one where it is taken.")] = 5000,
+    debug: Debug = False,
+) -> None:
+    """Start both web UIs on 127.0.0.1, print their addresses.
+
+    Example: maskmill ui
+    """
+    from flows import ui
+
+    home = _home()
+    ui.serve(home, prefect_port, mlflow_port)
+
+
+def _home() -> Path:
+    """The home folder; also settles the environment, which must come before any heavy import."""
+    home = environment.home()
+    environment.settle(home)
+    return home
+
+
+def _store(home: Path, first: str | None = None, wait: float = 600.0) -> Any:
+    from flows.plan import INPUTS, forced_stages
+    from tasks.artifacts import Store
+
+    if first and first not in INPUTS:
+        raise UsageError(f"There is no stage {first!r}; the stages are {', '.join(INPUTS)}.")
+    return Store(environment.store_root(home), wait, forced_stages(first))
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal in LANG=C must not stop a run at its first arrow
+            stream.reconfigure(errors="replace")
+    app(prog_name="maskmill")
+
+
+if __name__ == "__main__":
+    main()

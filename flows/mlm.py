@@ -1,0 +1,94 @@
+"""The flow: from a corpus to a registered masked language model. Prefect runs it; the artifacts say what is to be done.
+
+maskmill run quickstart              on the command line
+python -m flows.mlm quickstart       the same flow, bare
+flows/mlm.py:maskmill                the entry point for a Prefect deployment, from the checkout's root
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from flows import environment
+
+environment.settle(environment.home())  # before Prefect is imported, which reads it
+
+from prefect import flow, task  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.events.worker import EventsWorker  # noqa: E402
+from prefect.logging.handlers import APILogWorker  # noqa: E402
+from prefect.states import Completed  # noqa: E402
+
+from flows import chain, recipes  # noqa: E402
+from flows.summary import Finished  # noqa: E402
+from tasks import corpus, evaluate, pretrain, registry, shards, vocabulary  # noqa: E402
+from tasks.artifacts import Manifest  # noqa: E402
+
+StageName: TypeAlias = Literal["corpus", "vocabulary", "shards", "pretrain", "evaluate", "register"]
+
+
+def stage(run: Callable[..., tuple[Manifest, bool]], **options: Any) -> Callable[..., Manifest]:
+    """A stage as a Prefect task that ends in its manifest, or in the state Reused that carries it.
+
+    Prefect keeps no result and no cache: there is one opinion about what is fresh, the store's.
+    """
+    name = sys.modules[run.__module__].STAGE
+
+    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, **options)
+    def make(*arguments: Any, **named: Any) -> Any:
+        manifest, reused = run(*arguments, **named)
+        return Completed(name="Reused", message=f"{manifest.key} is up to date", data=manifest) if reused else manifest
+
+    def call(mill: chain.Chain, config: Any, *inputs: Any, **named: Any) -> Manifest:
+        with mill.stage(name) as page:
+            state = make(config, *inputs, mill.store, **named, return_state=True)
+            page.manifest, page.reused = state.result(), state.name == "Reused"
+        return page.manifest
+
+    return call
+
+
+ingest = stage(corpus.corpus)
+learn = stage(vocabulary.vocabulary)
+shard = stage(shards.shards)
+train = stage(pretrain.pretrain)
+score = stage(evaluate.evaluate)
+publish = stage(registry.register)
+
+
+@flow(name="maskmill", flow_run_name=chain.run_name, persist_result=False)
+def maskmill(
+    recipe: str = "quickstart",
+    source: list[str] = [],  # noqa: B006  (Prefect copies it, and its form shows it)
+    set: list[str] = [],  # noqa: B006
+    force_from: StageName | None = None,
+    wait: float = 600.0,
+) -> Finished:
+    """From a corpus to a registered masked language model; finished stages are found and reused.
+
+    Args:
+        recipe: A name in deployments/recipes/, or the path of a YAML file.
+        source: Files, folders, globs or hf:NAME that take the place of the recipe's sources.
+        set: Settings that differ from the recipe's, each as key.sub=value, such as pretrain.steps=100.
+        force_from: Make this stage and all that follow again, although they are there.
+        wait: Seconds to wait for another run that is making the same artifact.
+    """
+    settings = recipes.load(recipe, source, set)
+    with chain.opened(settings, recipes.command(recipe, source, set, force_from), force_from, wait) as mill:
+        documents = ingest(mill, settings.corpus)
+        words = learn(mill, settings.vocabulary, documents)
+        rows = shard(mill, settings.shards, documents, words)
+        weights = train(mill, settings.pretrain, words, rows, on_metrics=mill.metrics)
+        report = score(mill, settings.evaluate, words, rows, weights, mill.champion())
+        publish(mill, settings.register, documents, words, rows, weights, report, **mill.links())
+        return mill.finished()
+
+
+def deliver() -> None:
+    """Sends what Prefect has not sent yet: a server that stops with this process would never get it, and say so."""
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=5)
+
+
+if __name__ == "__main__":
+    maskmill(sys.argv[1] if sys.argv[1:] else "quickstart")

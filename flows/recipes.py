@@ -1,0 +1,247 @@
+"""A recipe: the settings of the six stages in one YAML file, checked before anything runs.
+
+Every key of a recipe is a field of a stage's Config class, so the classes are the only list of settings there is.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from flows.environment import CHECKOUT
+from tasks.corpus import CorpusConfig
+from tasks.errors import MaskmillError, UsageError
+from tasks.evaluate import EvaluateConfig
+from tasks.pretrain import PretrainConfig
+from tasks.registry import RegisterConfig
+from tasks.shards import ShardsConfig
+from tasks.vocabulary import VocabularyConfig
+
+FOLDER = CHECKOUT / "deployments" / "recipes"
+Path_ = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one run is made from."""
+
+    name: str
+    """The file's name, unless the file says otherwise."""
+    corpus: CorpusConfig
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
+
+    @property
+    def reaches_hub(self) -> bool:
+        """Does a source lie on the Hugging Face hub?"""
+        uris = [source.uri for source in self.corpus.sources]
+        return any(uri.startswith("hf:") and not Path(uri[3:]).exists() for uri in uris)
+
+
+def names() -> list[str]:
+    """The recipes that come with maskmill."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a recipe: a name in deployments/recipes/, or a path. Raises UsageError naming what exists."""
+    bundled, given = FOLDER / f"{name_or_path}.yaml", Path(name_or_path).expanduser()
+    if "/" not in name_or_path and bundled.is_file():
+        return bundled
+    if given.is_file():
+        return given.absolute()
+    near = difflib.get_close_matches(name_or_path, names(), 1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UsageError(
+        f"There is no recipe {name_or_path!r}. {hint}"
+        f"Recipes here: {', '.join(names())}; or give the path of a YAML file."
+    )
+
+
+def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    sources     replace corpus.sources where given (`--source`)
+    overrides   "key.sub=value", the value in YAML (`--set`)
+
+    Raises UsageError naming the file (or the --set), the key, and what was expected.
+    """
+    path = find(name_or_path)
+    data = _read(path)
+    _spell_out_sources(data, path.parent)
+    given: dict[Path_, str] = {}
+    if sources:
+        _put(data, ("corpus", "sources"), list(sources), "--source")
+        given["corpus", "sources"] = "--source"
+    for override in overrides:
+        key, value = _parse(override)
+        _put(data, key, value, f"--set {override}")
+        given[key] = f"--set {override}"
+    _spell_out_sources(data, Path.cwd())
+    data.setdefault("name", path.stem)
+    return _validate(data, lambda key: next((given[k] for k in given if key[: len(k)] == k), str(path)))
+
+
+def command(
+    name_or_path: str,
+    sources: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    force_from: str | None = None,
+    wait: float | None = None,
+) -> str:
+    """The command that runs the same again, from any folder, ready for a shell."""
+    path = find(name_or_path)
+    words = ["maskmill", "run", name_or_path if path.parent == FOLDER else str(path)]
+    for source in sources:
+        words += ["--source", _anchored(source, Path.cwd())]
+    for override in overrides:
+        words += ["--set", override]
+    if force_from:
+        words += ["--from", force_from]
+    if wait is not None:
+        words += ["--wait", f"{wait:g}"]
+    return shlex.join(words)
+
+
+def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
+    """A source may be just its uri. Relative paths start at `folder`: the recipe's own, or the current one."""
+    corpus = data.get("corpus")
+    sources = corpus.get("sources") if isinstance(corpus, dict) else None
+    if isinstance(corpus, dict) and isinstance(sources, list):
+        sources = [{"uri": source} if isinstance(source, str) else source for source in sources]
+        for source in sources:
+            if isinstance(source, dict) and isinstance(source.get("uri"), str):
+                source["uri"] = _anchored(source["uri"], folder)
+        corpus["sources"] = sources
+
+
+def _anchored(uri: str, folder: Path) -> str:
+    scheme, _, rest = uri.partition(":")
+    if scheme == "installed-docs":
+        return uri
+    if scheme == "hf":  # a folder where there is one, else a name on the hub
+        return f"hf:{os.path.abspath(folder / rest)}" if (folder / rest).exists() else uri
+    return os.path.abspath(folder / Path(uri).expanduser())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{path}{line}: this is not YAML ({error.problem}).") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as a recipe: {error}.") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of settings such as `pretrain: {{steps: 100}}`.")
+    return data
+
+
+def _parse(override: str) -> tuple[Path_, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {override!r} is not key=value, such as --set pretrain.steps=100.")
+    try:
+        return tuple(key.strip().split(".")), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: the value is not YAML; quote it, such as --set 'key=\"text\"'.") from None
+
+
+def _put(data: dict[str, Any], key: Path_, value: Any, origin: str) -> None:
+    for depth, part in enumerate(key[:-1], 1):
+        if data.get(part) is None:
+            data[part] = {}
+        data = data[part]
+        if not isinstance(data, dict):
+            raise UsageError(f"{origin}: {'.'.join(key[:depth])} is a value, it has no key {key[depth]!r}.")
+    data[key[-1]] = value
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    # pydantic refuses settings for a bare dataclass, but hands those of a container down to the dataclasses inside.
+    return TypeAdapter(tuple[Recipe], config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+
+
+def _validate(data: dict[str, Any], origin: Any) -> Recipe:
+    from pydantic import ValidationError
+
+    try:
+        text = json.dumps([data], allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{origin(())}: a recipe holds text, numbers, lists and mappings only ({error}).") from None
+    try:
+        recipe: Recipe = _adapter().validate_json(text)[0]
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda one: one["type"] == "missing")  # what is wrong before what is not there
+        key = tuple(str(part) for part in first["loc"][1:])
+        if first["type"] == "unexpected_keyword_argument":
+            raise UsageError(f"{origin(key)}: {_unknown(key)}") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
+        what = first["msg"].removeprefix("Value error, ")
+        what = what.replace("Input should be an object", "this is a group of settings, so keys belong below it")
+        got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+        raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}{got}.") from None
+    except MaskmillError as error:
+        raise UsageError(f"{origin(())}: {error}") from None
+    for key, value in leaves(data):
+        if isinstance(value, bool) and not isinstance(_at(recipe, key), bool):  # pydantic would read `yes` as 1
+            raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {value}.")
+    return recipe
+
+
+def leaves(data: Mapping[str, Any], above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """(dotted path, value) of everything in nested mappings that is not a mapping itself."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*above, str(key)))
+        else:
+            yield (*above, str(key)), value
+
+
+def _at(value: Any, key: Path_) -> Any:
+    for part in key:
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+    return value
+
+
+def keys(of: Any = Recipe, above: Path_ = ()) -> Iterator[Path_]:
+    """Every key that a recipe may have."""
+    hints = get_type_hints(of)
+    for entry in dataclasses.fields(of):
+        yield (*above, entry.name)
+        for inner in (hints[entry.name], *get_args(hints[entry.name])):
+            if dataclasses.is_dataclass(inner):
+                yield from keys(inner, (*above, entry.name))
+
+
+def _unknown(key: Path_) -> str:
+    """What to say of a key that does not exist: the nearest beside it, else the same word elsewhere, else all."""
+    place = tuple(part for part in key[:-1] if not part.isdecimal())  # entries of a list have the same keys
+    beside = [known[-1] for known in keys() if known[:-1] == place]
+    near = difflib.get_close_matches(key[-1], beside, 1)
+    elsewhere = [".".join(known) for known in keys() if known[-1] == key[-1]]
+    anywhere = difflib.get_close_matches(".".join(key), [".".join(known) for known in keys()], 1)
+    if near:
+        hint = f"did you mean {'.'.join((*key[:-1], near[0]))}?"
+    elif elsewhere or anywhere:
+        hint = f"did you mean {(elsewhere or anywhere)[0]}?"
+    else:
+        hint = f"known here: {', '.join(beside)}."
+    return f"unknown key {'.'.join(key)}; {hint}"

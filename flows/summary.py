@@ -1,0 +1,152 @@
+"""What a finished run shows: a short page on the terminal, and a card per stage for the Prefect UI."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.artifacts import Manifest
+from tasks.versions import Version
+
+ROWS = {
+    "test": "this model",
+    "champion": "champion",
+    "baseline_unigram": "unigram baseline",
+    "baseline_untrained": "untrained model",
+}
+"""First part of evaluate's metric names -> how the row is called."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the flow hands back."""
+
+    recipe: str
+    manifests: Mapping[str, Manifest]
+    stages: Mapping[str, Mapping[str, Any]]
+    """Of the ledger: stage -> state, seconds, why."""
+    version: Version | None
+    """In the registry."""
+
+
+def show(run: Finished) -> None:
+    """The page, on stdout, in 80 columns; plain where it is not a terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 80
+    facts = run.manifests["evaluate"].facts
+    console.print()
+    console.print(_scores(facts))
+    console.print()
+    for prediction in facts["predictions"]:
+        _print_predictions(console, prediction["text"], prediction["masks"])
+    console.print(_stages(run))
+    console.print()
+    if run.version:
+        aliases = " ".join(f"@{alias}" for alias in run.version.aliases)
+        name, number = run.version.name, run.version.version
+        console.print(f"Registered    {name} version {number} {aliases}", markup=False)
+        console.print(f"              {run.version.tags.get('verdict', '')}", markup=False)
+        text = facts["predictions"][0]["text"] if facts["predictions"] else "A [MASK]."
+        command = shlex.join(["maskmill", "predict", text, "--model", f"{name}/{number}"])
+        console.print(f"Try it        {command}", markup=False, soft_wrap=True)
+    console.print("Both UIs      maskmill ui")
+
+
+def _scores(facts: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    metrics = facts["metrics"]
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title_style="bold")
+    table.title = "Held-out text"
+    table.add_column("masked", justify="right")
+    table.add_column("")
+    for column in ("cross-entropy", "top-1", "top-5"):
+        table.add_column(column, justify="right")
+    for rate in facts["rates"]:
+        for prefix, label in ROWS.items():
+            at = f"{prefix}/rate_{rate}"
+            if f"{at}/masked_cross_entropy" in metrics:
+                table.add_row(
+                    f"{float(rate):.0%}" if prefix == "test" else "",
+                    label,
+                    f"{metrics[f'{at}/masked_cross_entropy']:.3f} nats",
+                    f"{metrics[f'{at}/top1_accuracy']:.1%}",
+                    f"{metrics[f'{at}/top5_accuracy']:.1%}",
+                    style="bold" if prefix == "test" else None,
+                )
+    return table
+
+
+def _print_predictions(console: Any, text: str, masks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    from rich.text import Text
+
+    console.print(Text(text, "italic"))
+    for ranked in masks:
+        words = [f"{_visible(it['token'])} {it['probability']:.1%}" for it in ranked]
+        console.print(Text("    " + "  ".join(words)))
+
+
+def _visible(token: str) -> str:
+    """A token without the space before it; a blank one so that it can be seen."""
+    return token.strip() or repr(token)
+
+
+def _stages(run: Finished) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage")
+    table.add_column("")
+    table.add_column("seconds", justify="right")
+    table.add_column("what")
+    for name, manifest in run.manifests.items():
+        entry = run.stages[name]
+        table.add_row(name, entry["state"], f"{entry['seconds']:.1f}", what(manifest))
+    return table
+
+
+def show_predictions(text: str, masks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """The answer of `maskmill predict`: for each mask a list of tokens, most probable first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(text, markup=False)
+    for number, ranked in enumerate(masks, 1):
+        table = Table(box=None, show_header=False, pad_edge=False, title_justify="left")
+        if len(masks) > 1:
+            table.title = f"[MASK] {number}".replace("[", "\\[")
+        for it in ranked:
+            table.add_row(f"{it['probability']:7.2%}", _visible(it["token"]).replace("[", "\\["))
+        console.print(table)
+
+
+def what(manifest: Manifest) -> str:
+    """One phrase about what an artifact holds."""
+    counts, facts = manifest.counts, manifest.facts
+    size = f"{manifest.bytes / 1e6:,.1f} MB"
+    if manifest.stage == "corpus":
+        return f"{counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0) / 1e6:,.1f} MB of text"
+    if manifest.stage == "vocabulary":
+        return f"{facts.get('size', 0):,} tokens"
+    if manifest.stage == "shards":
+        train = facts["splits"]["train"]
+        return f"{train['rows']:,} rows, {train['tokens']:,} tokens to train on, {size}"
+    if manifest.stage == "pretrain":
+        return f"{facts.get('parameters', 0):,} parameters, {facts.get('tokens', 0):,} tokens seen"
+    if manifest.stage == "evaluate":
+        return f"{counts.get('rows', 0):,} held-out rows"
+    return size
+
+
+def card(manifest: Manifest, entry: Mapping[str, Any], recipe: str) -> str:
+    """Markdown about one stage of a run, for the Prefect UI."""
+    lines = [f"**{manifest.stage}** of `{recipe}`: {entry['state']} in {entry['seconds']:.1f} s ({entry['why']})"]
+    lines += ["", what(manifest), "", "| count | |", "|---|--:|"]
+    lines += [f"| {name} | {number:,} |" for name, number in manifest.counts.items()]
+    lines += ["", f"`{manifest.stage}/{manifest.key}`, digest `{manifest.digest[:16]}`, {manifest.bytes:,} bytes"]
+    lines += [f"made from {name} `{digest[:16]}`" for name, digest in manifest.identity.inputs.items()]
+    return "\n".join(lines)

@@ -1,0 +1,202 @@
+"""The two web servers, on 127.0.0.1 only: Prefect's and MLflow's. Also the Prefect server that a lone `run` brings.
+
+Each is a process of its own with its words in <home>/logs, so that this process stays small and the terminal readable.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import tracking
+from tasks.artifacts import write_atomic
+from tasks.errors import MaskmillError, UsageError
+from tasks.progress import progress, say
+
+HOST = "127.0.0.1"
+PATIENCE = 180.0
+"""Seconds a server may take to boot: 5 to 20 on an idle machine, much longer on a busy one."""
+
+
+@dataclass
+class Server:
+    """A web server that this process started."""
+
+    name: str
+    address: str
+    health: str
+    """Path that answers 200 once it is up."""
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self) -> "Server":
+        """Returns once it is up. Raises MaskmillError naming its log when it dies or takes too long."""
+        deadline = time.monotonic() + PATIENCE
+        while not answers(self.address + self.health):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise MaskmillError(f"The {self.name} server did not start; its last words are in {self.log}.")
+            time.sleep(0.1)
+        return self
+
+    def stop(self) -> None:
+        """Ends it and its children, gently first."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(self.process.pid, number)
+                self.process.wait(5)
+                return
+
+
+def answers(url: str) -> bool:
+    """Does a server answer there with 200?"""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return reply.status == 200
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port of this machine, or any free one where it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return probe.getsockname()[1]
+    raise MaskmillError(f"No free port on {HOST}.")
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: the kernel ends a server whose maskmill was killed with -9 (on Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _start(home: Path, name: str, port: int, health: str, words: list[str], extra: dict[str, str]) -> Server:
+    log = home / "logs" / f"{name.lower()}-server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | extra
+    with open(log, "wb") as out:
+        # A session of its own: Ctrl-C must reach maskmill first, which then still has a server to say goodbye to.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            cwd=home,
+        )
+    return Server(name, f"http://{HOST}:{port}", health, process, log)
+
+
+def start_prefect(home: Path, port: int) -> Server:
+    """Prefect's server with its UI and scheduler."""
+    words = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return _start(home, "Prefect", port, "/api/health", words, {})
+
+
+def start_embedded_prefect(home: Path) -> Server:
+    """The server as Prefect itself starts it for a process without one: no UI, no scheduler."""
+    port = free_port(0)
+    words = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)]
+    words += ["--log-level", "error", "--lifespan", "on"]
+    extra = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    return _start(home, "Prefect", port, "/api/health", words, extra)
+
+
+def start_mlflow(home: Path, port: int) -> Server:
+    """MLflow's server with one worker. Without its job runner, which would add seven processes and 700 MB."""
+    words = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", tracking.tracking_uri(home)]
+    words += ["--artifacts-destination", str(tracking.artifact_root(home))]
+    return _start(home, "MLflow", port, "/health", words, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def running(home: Path) -> dict[str, str] | None:
+    """Addresses of the `maskmill ui` that is up, {"prefect", "mlflow"}, or None."""
+    try:
+        addresses = json.loads((home / "ui.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return addresses if answers(addresses["prefect"] + "/api/health") else None
+
+
+@contextmanager
+def prefect_api(home: Path) -> Iterator[None]:
+    """A Prefect server for the time of the block, in PREFECT_API_URL. To be entered before Prefect is imported.
+
+    The one that PREFECT_API_URL names, else the one of `maskmill ui`, else one that lives as long as the block.
+    Raises UsageError when the named one does not answer.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        if not answers(f"{url.rstrip('/')}/health"):
+            raise UsageError(f"No Prefect server answers at {url} (PREFECT_API_URL); start it, or unset the variable.")
+        yield
+        return
+    if addresses := running(home):
+        os.environ["PREFECT_API_URL"] = addresses["prefect"] + "/api"
+        yield
+        return
+    (home / "prefect").mkdir(parents=True, exist_ok=True)
+    with open(home / "prefect" / "boot.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two servers must not create the same database at once
+        say("Starting Prefect's embedded server (5 to 20 seconds; `maskmill ui` in another terminal saves the wait) …")
+        server = start_embedded_prefect(home)
+        try:
+            server.wait()
+        except BaseException:
+            server.stop()
+            raise
+    os.environ["PREFECT_API_URL"] = server.address + "/api"
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def serve(home: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+    """Both servers until Ctrl-C; their addresses on stdout, and in <home>/ui.json for `maskmill run`."""
+    if addresses := running(home):
+        show(addresses)
+        say("Both are already up, started by another `maskmill ui`.")
+        return
+    servers = [start_prefect(home, free_port(prefect_port)), start_mlflow(home, free_port(mlflow_port))]
+    try:
+        with progress("starting", total=2, unit="servers") as bar:
+            for server in servers:
+                server.wait()
+                bar.advance()
+        addresses = {"prefect": servers[0].address, "mlflow": servers[1].address}
+        write_atomic(home / "ui.json", json.dumps(addresses | {"pid": str(os.getpid())}).encode())
+        show(addresses)
+        say("Ctrl-C stops both.")
+        while all(server.process.poll() is None for server in servers):
+            time.sleep(0.5)
+        dead = next(server for server in servers if server.process.poll() is not None)
+        raise MaskmillError(f"The {dead.name} server stopped; its last words are in {dead.log}.")
+    except KeyboardInterrupt:
+        say("Stopped.")
+    finally:
+        (home / "ui.json").unlink(missing_ok=True)
+        for server in servers:
+            server.stop()
+
+
+def show(addresses: dict[str, str]) -> None:
+    print(f"Prefect  {addresses['prefect']}")
+    # Without workflowType MLflow opens in its GenAI mode, whose sidebar has no model registry.
+    print(f"MLflow   {addresses['mlflow']}/#/models?workflowType=machine_learning", flush=True)

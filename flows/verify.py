@@ -1,0 +1,58 @@
+"""Checks everything again: every byte of every artifact, and every stored mask against the sampler that drew it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flows.plan import INPUTS
+from tasks import artifacts, shards
+from tasks.artifacts import Store
+from tasks.errors import DataError, UsageError
+from tasks.progress import progress
+
+
+@dataclass
+class Report:
+    """What was checked, and what is wrong."""
+
+    artifacts: dict[str, int] = field(default_factory=dict)
+    """Stage -> artifacts checked."""
+    bytes: int = 0
+    findings: list[str] = field(default_factory=list)
+    """One line each, naming the file."""
+
+    def page(self) -> dict[str, Any]:
+        """The report for programs."""
+        return asdict(self)
+
+
+def verify(store: Store, stage: str | None = None) -> Report:
+    """Checks the artifacts of a stage, or all of them. Raises UsageError for a stage that does not exist."""
+    if stage and stage not in INPUTS:
+        raise UsageError(f"There is no stage {stage!r}; the stages are {', '.join(INPUTS)}.")
+    folders = [(name, folder) for name in INPUTS if stage in (None, name) for folder in store.folders(name)]
+    report = Report()
+    with progress("verify", len(folders), "artifacts") as bar:
+        for name, folder in folders:
+            report.artifacts[name] = report.artifacts.get(name, 0) + 1
+            bar.note(f"{name} {folder.name[:8]}")
+            try:
+                manifest = artifacts.load(folder)
+                report.findings += artifacts.verify(manifest)
+                if name == shards.STAGE:
+                    report.findings += shards.verify_masks(manifest)
+                report.bytes += manifest.bytes
+            except (DataError, OSError) as error:
+                report.findings.append(str(error))
+            bar.advance()
+    return report
+
+
+def show(report: Report) -> None:
+    """The report for people, on stdout."""
+    for finding in report.findings:
+        print(finding)
+    checked = ", ".join(f"{number} {name}" for name, number in report.artifacts.items()) or "nothing is there yet"
+    verdict = f"{len(report.findings)} damaged" if report.findings else "all intact"
+    print(f"{verdict}: {checked}; {report.bytes / 1e6:,.1f} MB hashed.")
+    if report.findings:
+        print("Run the flow again: what is damaged is made anew, the rest is kept.")

@@ -1,0 +1,158 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from flows import cli, ledger
+from tasks import errors
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("prefect", "torch", "mlflow", "transformers", "datasets", "tokenizers")
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith(("PREFECT_", "MASKMILL_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MASKMILL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cli.environment, "settle", lambda home: None)  # it would leave its marks on later tests
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("A text of a few words. " * 10)
+    return tmp_path / "texts"
+
+
+def said(arguments: list[str], code: int) -> str:
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "tiny", "--source", "TEXTS"], ["verify"], ["runs"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str], texts: Path) -> None:
+    program = f"""
+import sys
+from flows import cli
+sys.argv = ["maskmill", *{arguments!r}]
+try:
+    cli.main()
+except SystemExit as exit:
+    assert not exit.code, exit.code
+print("HEAVY", sorted({{name.partition(".")[0] for name in sys.modules}} & set({HEAVY!r})))
+""".replace("TEXTS", str(texts))
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("HEAVY []\n")
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "verify", "predict", "runs", "ui"])
+def test_every_command_shows_an_example(command: str) -> None:
+    assert f"Example: maskmill {command}" in said([command, "--help"], 0)
+
+
+def test_the_help_documents_every_exit_status() -> None:
+    text = said(["--help"], 0)
+    for code, meaning in errors.EXIT_CODES.items():
+        assert f"{code} {meaning}" in text
+
+
+@pytest.mark.parametrize("kind", [errors.MaskmillError, *errors.MaskmillError.__subclasses__()])
+def test_an_error_is_one_sentence_and_its_exit_status(
+    kind: type[errors.MaskmillError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("shard 3 is damaged; run again.")
+
+    monkeypatch.setattr(ledger, "read", fail)
+    text = said(["runs"], kind.exit_code)
+    assert text.removeprefix("Error: ") == "shard 3 is damaged; run again."
+
+
+def test_an_internal_error_hides_its_traceback_until_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(ledger, "read", fail)
+    monkeypatch.setattr(cli, "debugging", False)
+    assert said(["runs"], 1) == "Internal error: ZeroDivisionError: odd. Run again with --debug for the traceback."
+    assert "Traceback" in said(["runs", "--debug"], 1)
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "read", fail)
+    assert said(["runs"], 75) == cli.AGAIN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "quikstart"], "Did you mean quickstart?"),
+        (["run", "tiny", "--set", "pretrain.stps=3"], "did you mean pretrain.steps?"),
+        (["run", "tiny", "--source", "/no/such/folder"], "/no/such/folder does not exist"),
+        (["plan", "tiny", "--from", "shard"], "There is no stage 'shard'; the stages are corpus, vocabulary"),
+        (["verify", "shard"], "There is no stage 'shard'"),
+        (["nonsense"], "No such command"),
+        (["predict", "A [MASK]."], "start with: maskmill run quickstart"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_starts(arguments: list[str], says: str, home: Path) -> None:
+    assert says in said(arguments, 2)
+    assert not (home / "prefect").exists()
+
+
+def test_a_prefect_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, texts: Path) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert "http://127.0.0.1:9/api (PREFECT_API_URL)" in said(["run", "tiny", "--source", str(texts)], 2)
+
+
+def test_plan_is_a_table_for_people_and_json_for_programs(texts: Path) -> None:
+    assert "not made yet" in said(["plan", "tiny", "--source", str(texts)], 0)
+    page = json.loads(runner.invoke(cli.app, ["plan", "tiny", "--source", str(texts), "--json"]).stdout)
+    assert [it["stage"] for it in page] == list(ledger.STAGES)
+
+
+def test_verify_names_what_is_damaged(home: Path) -> None:
+    from tasks.artifacts import Built, Identity, Store, Workspace
+
+    def build(workspace: Workspace) -> Built:
+        (workspace.folder / "tokenizer.json").write_text("{}")
+        return Built({}, {})
+
+    store = Store(home / "store")
+    manifest, _ = store.make(Identity("vocabulary", 1, {}, {}), build)
+    assert "all intact: 1 vocabulary" in said(["verify"], 0)
+    manifest.path("tokenizer.json").write_text("[]")  # of the same size
+    assert str(manifest.folder / "tokenizer.json") in said(["verify"], 65)
+    assert "1 damaged" in said(["verify", "vocabulary"], 65)
+    assert "nothing is there yet" in said(["verify", "shards"], 0)
+    report = json.loads(runner.invoke(cli.app, ["verify", "--json"]).stdout)
+    assert len(report["findings"]) == 1 and report["artifacts"] == {"vocabulary": 1}
+
+
+def test_runs_shows_the_state_and_the_command(home: Path) -> None:
+    assert "No runs yet" in said(["runs"], 0)
+    with pytest.raises(errors.DataError), ledger.record(home, "tiny", "maskmill run tiny --from shards") as recorder:
+        recorder.stage("shards", "running")
+        raise errors.DataError("shard 3 is damaged.")
+    text = said(["runs"], 0)
+    assert "failed shards" in text and "maskmill run tiny --from shards" in text and "shard 3 is damaged." in text
+    (page,) = json.loads(runner.invoke(cli.app, ["runs", "--json"]).stdout)
+    assert (page["state"], page["stage"], page["exit_code"]) == ("failed", "shards", 65)
+
+
+def test_the_parameters_of_typer_errors_are_left_to_typer() -> None:
+    with pytest.raises(typer.BadParameter), cli.explained():
+        raise typer.BadParameter("odd")

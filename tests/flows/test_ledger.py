@@ -1,0 +1,76 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import ledger
+from tasks.errors import DataError, InterruptedRun
+
+ROOT = Path(__file__).parents[2]
+
+
+def only(home: Path) -> ledger.Entry:
+    (entry,) = ledger.read(home)
+    return entry
+
+
+def test_a_finished_run_is_completed(tmp_path: Path) -> None:
+    with ledger.record(tmp_path, "tiny", "maskmill run tiny") as recorder:
+        assert only(tmp_path).state == "running"
+        recorder.stage("corpus", "running", why="not made yet")
+        recorder.stage("corpus", "made", seconds=1.5)
+    entry = only(tmp_path)
+    assert (entry.state, entry.exit_code, entry.stage) == ("completed", 0, "")
+    assert entry.stages == {"corpus": {"state": "made", "why": "not made yet", "seconds": 1.5}}
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code", "said"),
+    [
+        (DataError("file x is damaged"), "failed", 65, "file x is damaged"),
+        (InterruptedRun("stopped"), "interrupted", 75, "stopped from outside"),
+        (KeyboardInterrupt(), "interrupted", 75, "stopped from outside"),
+        (ValueError("odd"), "failed", 1, "ValueError: odd"),
+    ],
+)
+def test_a_run_that_ends_badly_names_its_stage(
+    tmp_path: Path, error: BaseException, state: str, code: int, said: str
+) -> None:
+    with pytest.raises(type(error)), ledger.record(tmp_path, "tiny", "maskmill run tiny") as recorder:
+        recorder.stage("corpus", "reused")
+        recorder.stage("shards", "running")
+        raise error
+    entry = only(tmp_path)
+    assert (entry.state, entry.exit_code, entry.stage, entry.error) == (state, code, "shards", said)
+    assert entry.stages["shards"]["state"] == state
+
+
+def test_a_run_killed_with_kill_9_shows_as_crashed_with_its_stage_and_command(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from flows import ledger
+with ledger.record(Path(sys.argv[1]), "tiny", "maskmill run tiny --set pretrain.steps=3") as recorder:
+    recorder.stage("corpus", "made"); recorder.stage("pretrain", "running")
+    print("ready", flush=True); time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    assert only(tmp_path).state == "running"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    entry = only(tmp_path)
+    assert (entry.state, entry.stage, entry.command) == (
+        "crashed", "pretrain", "maskmill run tiny --set pretrain.steps=3",
+    )  # fmt: skip
+
+
+def test_a_damaged_entry_hides_only_itself(tmp_path: Path) -> None:
+    with ledger.record(tmp_path, "tiny", "maskmill run tiny"):
+        pass
+    (tmp_path / "runs" / "20000101-000000-1.json").write_text("{")
+    (tmp_path / "runs" / "20000101-000000-2.json").write_text('{"id": 1}')
+    assert len(ledger.read(tmp_path)) == 1

@@ -1,0 +1,105 @@
+"""The whole flow on a few texts, against a real Prefect server and the embedded registry."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["corpus", "vocabulary", "shards", "pretrain", "evaluate", "register"]
+Run = subprocess.CompletedProcess[str]
+
+
+class Mill:
+    def __init__(self, folder: Path, api: str) -> None:
+        self.folder, self.home, self.api = folder, folder / "home", api
+        (folder / "texts").mkdir()
+        for number in range(200):
+            words = [f"word{(number * 7 + at * at) % 31} of the {at % 5} files" for at in range(12)]
+            (folder / "texts" / f"{number}.txt").write_text(" ".join(words) + f" and text {number}.")
+
+    def __call__(self, *arguments: str) -> Run:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+        kept |= {"MASKMILL_HOME": str(self.home), "PREFECT_API_URL": self.api}
+        words = [sys.executable, "-m", "flows.cli", *arguments]
+        return subprocess.run(words, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
+
+    def run(self, *arguments: str, code: int = 0) -> Run:
+        done = self("run", "tiny", "--source", str(self.folder / "texts"), *arguments)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def last(self) -> dict[str, Any]:
+        entry: dict[str, Any] = json.loads(self("runs", "--json").stdout)[0]
+        return entry
+
+    def tasks_of(self, flow_run: str) -> dict[str, str]:
+        """Name of each task run -> name of its state, as the Prefect server has them."""
+        body = json.dumps({"flow_runs": {"id": {"any_": [flow_run]}}}).encode()
+        request = urllib.request.Request(f"{self.api}/task_runs/filter", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return {task["name"]: task["state_name"] for task in json.load(reply)}
+
+
+@pytest.fixture(scope="module")
+def mill(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Mill:
+    return Mill(tmp_path_factory.mktemp("mill"), prefect_server)
+
+
+def test_from_text_to_a_registered_model_and_again(mill: Mill) -> None:
+    first = mill.run()
+    for words in ("unigram baseline", "untrained model", "Registered    tiny version 1", "The [MASK] of the file."):
+        assert words in first.stdout
+    assert max(map(len, first.stdout.splitlines()[:16])) <= 80
+    assert "Traceback" not in first.stderr and "CancelledError" not in first.stderr
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["made"] * 6
+    assert list(mill.last()["stages"]) == STAGES
+    assert mill.tasks_of(mill.last()["flow_run_id"]) == dict.fromkeys(STAGES, "Completed")
+
+    again = mill.run()
+    assert "Registered    tiny version 1" in again.stdout
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 6
+    assert mill.tasks_of(mill.last()["flow_run_id"]) == dict.fromkeys(STAGES, "Reused")
+
+    plan = json.loads(mill("plan", "tiny", "--source", str(mill.folder / "texts"), "--json").stdout)
+    assert [it["action"] for it in plan] == ["reuse"] * 6
+    assert mill("verify").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_changed_setting_remakes_what_depends_on_it_and_only_that(mill: Mill) -> None:
+    mill.run()
+    mill.run("--set", "pretrain.steps=21")
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 3 + ["made"] * 3
+    assert mill.last()["stages"]["pretrain"]["why"] == "pretrain.steps changed: 20 → 21"
+    mill.run("--from", "evaluate")
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 4 + ["made"] * 2
+
+
+@pytest.mark.slow
+def test_an_error_keeps_its_exit_status_through_prefect(mill: Mill) -> None:
+    done = mill.run("--set", "evaluate.sentences=['" + "a " * 200 + "[MASK]']", code=2)
+    assert done.stderr.splitlines()[-1].startswith("Error: evaluate.sentences: ")
+    assert "Traceback" not in done.stderr
+    entry = mill.last()
+    assert (entry["state"], entry["stage"], entry["exit_code"]) == ("failed", "evaluate", 2)
+
+
+@pytest.mark.slow
+def test_the_flow_loads_by_file_as_a_prefect_deployment_does(mill: Mill) -> None:
+    program = """
+from prefect.flows import load_flow_from_entrypoint
+flow = load_flow_from_entrypoint("flows/mlm.py:maskmill")
+schema = flow.to_deployment  # noqa
+from prefect.utilities.callables import parameter_schema
+fields = parameter_schema(flow.fn).properties
+assert all(field.get("description") for field in fields.values()), fields
+assert "pretrain" in str(fields["force_from"])
+"""
+    environment = os.environ | {"MASKMILL_HOME": str(mill.home)}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)

@@ -1,0 +1,164 @@
+import dataclasses
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows import recipes
+from tasks.corpus import CorpusConfig
+from tasks.errors import UsageError
+from tasks.sources import Source
+
+QUICKSTART = recipes.load("quickstart")
+KEYS = [key for key in recipes.keys() if key[:-1]]  # noqa: SIM118
+SETTINGS = [key for key in KEYS if key not in {known[:-1] for known in KEYS} and key[:2] != ("corpus", "sources")]
+SETTINGS += [("corpus", "sources")]
+
+
+def value_of(recipe: recipes.Recipe, key: tuple[str, ...]) -> object:
+    value = recipes._at(recipe, key)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def plain(value: object) -> object:
+    """A setting as YAML holds it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {key: plain(inner) for key, inner in dataclasses.asdict(value).items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
+    assert recipes.load(name).name == name
+
+
+def test_every_setting_of_every_stage_can_stand_in_a_file(tmp_path: Path) -> None:
+    recipe = recipes.load("quickstart")
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(plain(recipe)))
+    assert recipes.load(str(path)) == recipe
+
+
+@pytest.mark.parametrize("key", SETTINGS, ids=".".join)
+def test_every_setting_can_be_set_on_the_command_line(key: tuple[str, ...]) -> None:
+    value = value_of(recipes.load("quickstart"), key)
+    text = yaml.safe_dump(plain(value), default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    override = f"{'.'.join(key)}={text}"
+    assert recipes.load("quickstart", overrides=[override]) == recipes.load("quickstart")
+
+
+@given(st.sampled_from(SETTINGS), st.data())
+def test_a_misspelt_key_is_refused_and_the_right_one_is_named(key: tuple[str, ...], data: st.DataObject) -> None:
+    name = key[-1]
+    at = data.draw(st.integers(0, len(name)))
+    wrong = name[:at] + data.draw(st.sampled_from("abcxyz_")) + name[at:]
+    if (*key[:-1], wrong) in set(recipes.keys()):
+        return
+    with pytest.raises(UsageError) as caught:
+        recipes.load("quickstart", overrides=[f"{'.'.join((*key[:-1], wrong))}=1"])
+    message = str(caught.value)
+    assert wrong in message and "did you mean" in message and "--set" in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_setting_in_the_wrong_place_is_named_in_its_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 10\n")
+    with pytest.raises(UsageError, match=r"mine.yaml: unknown key steps; did you mean pretrain.steps\?"):
+        recipes.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pretrain: {steps: many}", "pretrain.steps: .*integer.*many"),
+        ("pretrain: {steps: yes}", "pretrain.steps: a number or a text is expected, not True"),
+        ("pretrain: 3", "pretrain: this is a group of settings.*not 3"),
+        ("pretrain: [1, 2]", "pretrain: this is a group of settings"),
+        ("evaluate: {sentences: text}", "evaluate.sentences: .*not 'text'"),
+        ("pretrain: {steps: -1}", "pretrain"),
+        ("shards: {rate: 1.5}", "rate"),
+        ("corpus: {limits: {characters: 1}}", r"unknown key corpus.limits.characters; did you mean corpus.limits"),
+        ("a: [", "line 1: this is not YAML"),
+        ("- a", "a recipe is a mapping"),
+        ("pretrain: {learning_rate: .nan}", "mine.yaml"),
+        ("pretrain: {steps: 2026-11-24}", "mine.yaml"),
+        ("!!python/object/apply:os.system ['true']", "mine.yaml"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says) as caught:
+        recipes.load(str(path), sources=[str(tmp_path)])
+    assert str(path) in str(caught.value)
+
+
+def test_a_misspelt_key_of_a_source_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("corpus: {sources: [{uri: a, urn: b}]}")
+    with pytest.raises(UsageError, match=r"unknown key corpus.sources.0.urn; did you mean corpus.sources.0.uri\?"):
+        recipes.load(str(tmp_path / "mine.yaml"))
+
+
+def test_numbers_become_the_decimals_that_the_sampler_keeps_exact(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("shards: {rate: 0.29}\nevaluate: {rates: [0.15, 0.5]}\npretrain: {learning_rate: 1e-3}")
+    recipe = recipes.load(str(path), sources=[str(tmp_path)])
+    assert (recipe.shards.rate, recipe.evaluate.rates) == ("0.29", ("0.15", "0.5"))
+    assert recipe.pretrain.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as a text
+
+
+def test_only_the_text_has_no_default(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("")
+    with pytest.raises(UsageError, match=r"mine.yaml: the setting corpus is missing"):
+        recipes.load(str(path))
+    recipe = recipes.load(str(path), sources=[str(tmp_path)])
+    assert recipe == recipes.Recipe("mine", CorpusConfig(sources=(Source(str(tmp_path)),)))
+
+
+def test_a_relative_source_starts_at_the_recipe_or_at_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = "[texts, {uri: more, text_key: body}, installed-docs, hf:x/y]"
+    (tmp_path / "mine.yaml").write_text(f"corpus: {{sources: {sources}}}")
+    uris = [source.uri for source in recipes.load(str(tmp_path / "mine.yaml")).corpus.sources]
+    assert uris == [f"{tmp_path}/texts", f"{tmp_path}/more", "installed-docs", "hf:x/y"]
+    monkeypatch.chdir("/")
+    assert recipes.load("tiny", sources=["texts"]).corpus.sources[0].uri == "/texts"
+
+
+def test_only_a_recipe_with_a_source_on_the_hub_may_go_there(tmp_path: Path) -> None:
+    assert recipes.load("tiny", sources=["hf:owner/name"]).reaches_hub
+    assert not recipes.load("tiny", sources=[f"hf:{tmp_path}"]).reaches_hub
+    assert not recipes.load("tiny").reaches_hub
+
+
+def test_an_unknown_recipe_names_those_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean quickstart\? Recipes here: .*quickstart, tiny"):
+        recipes.load("quikstart")
+
+
+def test_recipes_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text("pretrain: {steps: 7}")
+    monkeypatch.chdir(tmp_path)
+    assert recipes.load("quickstart").name == "quickstart"
+    assert recipes.load("mine.yaml", sources=["."]).pretrain.steps == 7
+
+
+def test_the_command_survives_a_shell_and_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my texts").mkdir()
+    (tmp_path / "mine.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(recipes.command("mine.yaml", ["my texts", "hf:name"], ["evaluate.rates=[0.1, 0.2]"], "shards"))
+    assert words[:3] == ["maskmill", "run", f"{tmp_path}{os.sep}mine.yaml"]
+    assert words[3:] == [
+        "--source", f"{tmp_path}{os.sep}my texts", "--source", "hf:name",
+        "--set", "evaluate.rates=[0.1, 0.2]", "--from", "shards",
+    ]  # fmt: skip

@@ -1,0 +1,83 @@
+"""The Prefect server runs with the libraries that are installed: fastapi 0.151 and later break it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import ui
+
+ROOT = Path(__file__).parents[2]
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.load(reply)
+
+
+def test_the_server_answers_also_to_empty_fields(prefect_server: str) -> None:
+    assert ui.answers(f"{prefect_server}/health")
+    assert isinstance(ask(f"{prefect_server}/flow_runs/filter", {"flows": None, "limit": 5}), list)
+
+
+def test_the_server_sends_no_statistics_home(prefect_server: str) -> None:
+    settings = ask(f"{prefect_server}/admin/settings")
+    assert settings["server"]["analytics_enabled"] is False
+
+
+def test_a_port_that_is_taken_is_replaced(prefect_server: str) -> None:
+    taken = int(prefect_server.rsplit(":", 1)[1].split("/")[0])
+    assert ui.free_port(taken) != taken
+
+
+@pytest.mark.slow
+def test_the_server_dies_with_a_killed_run(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from flows import environment, ui
+home = Path(sys.argv[1]); home.mkdir(); environment.settle(home)
+with ui.prefect_api(home):
+    print(ui.os.environ["PREFECT_API_URL"], flush=True); time.sleep(60)
+"""
+    words = [sys.executable, "-c", program, str(tmp_path / "home")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    url = process.stdout.readline().strip()
+    assert ui.answers(f"{url}/health")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for _ in range(100):
+        if not ui.answers(f"{url}/health"):
+            return
+        ui.time.sleep(0.1)
+    raise AssertionError("the server outlived its maskmill")
+
+
+@pytest.mark.slow
+def test_ui_starts_both_servers_prints_their_addresses_and_stops_them(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    environment["MASKMILL_HOME"] = str(tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    words = [sys.executable, "-m", "flows.cli", "ui", "--prefect-port", "0", "--mlflow-port", "0"]
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    try:
+        addresses = dict(process.stdout.readline().split(maxsplit=1) for _ in range(2))
+        assert "workflowType=machine_learning" in addresses["MLflow"]
+        assert all(ui.answers(address.split("#")[0].strip()) for address in addresses.values())
+        assert ui.running(tmp_path / "home")
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert not any(ui.answers(address.split("#")[0].strip()) for address in addresses.values())
+    assert ui.running(tmp_path / "home") is None
