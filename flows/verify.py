@@ -1,6 +1,8 @@
 """Checks everything again: every byte of every artifact, and every stored mask against the sampler that drew it."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flows.plan import INPUTS
@@ -35,16 +37,24 @@ def verify(store: Store, stage: str | None = None) -> Report:
         for name, folder in folders:
             report.artifacts[name] = report.artifacts.get(name, 0) + 1
             bar.note(f"{name} {folder.name[:8]}")
-            try:
-                manifest = artifacts.load(folder)
-                report.findings += artifacts.verify(manifest)
-                if name == shards.STAGE:
-                    report.findings += shards.verify_masks(manifest)
-                report.bytes += manifest.bytes
-            except (DataError, OSError) as error:
-                report.findings.append(str(error))
+            findings = _findings(name, folder, report)
+            report.findings += findings
+            with suppress(OSError):  # a store that cannot be written to can still be checked
+                artifacts.mark(folder, findings)
             bar.advance()
     return report
+
+
+def _findings(stage: str, folder: Path, report: Report) -> list[str]:
+    try:
+        manifest = artifacts.load(folder)
+        findings = artifacts.verify(manifest)
+        if stage == shards.STAGE:
+            findings += shards.verify_masks(manifest)
+        report.bytes += manifest.bytes
+        return findings
+    except (DataError, OSError) as error:
+        return [str(error)]
 
 
 def show(report: Report) -> None:

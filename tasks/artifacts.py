@@ -24,6 +24,7 @@ from typing import Any
 
 from .errors import DataError, DiskFullError, HeldError, MemoryExhausted
 from .manifests import (
+    DAMAGED,
     MANIFEST,
     MEASURED,
     SCRATCH,
@@ -36,6 +37,7 @@ from .manifests import (
     file_digest,
     fsync,
     load,
+    mark,
     names_in,
     page,
     read_sealed,
@@ -62,6 +64,7 @@ __all__ = [
     "finished_unit",
     "fsync",
     "load",
+    "mark",
     "verify",
     "write_atomic",
 ]
@@ -160,6 +163,8 @@ class Store:
             manifest = load(folder)
         except DataError as error:
             return None, str(error)
+        if (folder / DAMAGED).exists():
+            return None, (folder / DAMAGED).read_text().splitlines()[0]
         if manifest.identity.key != folder.name:
             return None, f"{folder} holds another artifact; delete it."
         return manifest, ""

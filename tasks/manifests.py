@@ -19,6 +19,8 @@ from .errors import DataError
 MANIFEST = "manifest.json"
 MEASURED = "measured"
 SCRATCH = ".scratch"
+DAMAGED = ".damaged"
+"""What `verify` leaves in the folder of a damaged artifact, since a run by itself checks sizes only."""
 
 
 def canonical(value: Any) -> bytes:
@@ -228,11 +230,23 @@ def verify(manifest: Manifest) -> list[str]:
     return findings + [f"{manifest.folder / name}: not named by the manifest" for name in strangers]
 
 
+def mark(folder: Path, findings: list[str]) -> None:
+    """Remembers what `verify` found, or that it found nothing, so that the next run makes a damaged artifact again."""
+    if findings:
+        write_atomic(folder / DAMAGED, "\n".join(findings).encode())
+    else:
+        (folder / DAMAGED).unlink(missing_ok=True)
+
+
 def names_in(folder: Path) -> set[str]:
     """The files that belong into a manifest: all but the manifest itself, the measurements and the scratch."""
     names = set()
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        if path.is_file() and name.parts[0] not in (MANIFEST, SCRATCH) and not name.parts[0].startswith(MEASURED):
+        if (
+            path.is_file()
+            and name.parts[0] not in (MANIFEST, SCRATCH, DAMAGED)
+            and not name.parts[0].startswith(MEASURED)
+        ):
             names.add(name.as_posix())
     return names

@@ -89,6 +89,20 @@ def test_a_damaged_artifact_is_made_again_and_the_reason_is_said(tmp_path, damag
     assert damage == "folder" or "is made again" in capsys.readouterr().err
 
 
+def test_what_verify_found_damaged_is_made_again_although_its_sizes_are_right(tmp_path):
+    store = Store(tmp_path)
+    made, _ = store.make(WHAT, build)
+    good = (made.folder / "b.txt").read_bytes()
+    (made.folder / "b.txt").write_bytes(b"x" * len(good))
+    assert store.make(WHAT, build)[1], "sizes are all that a run checks"
+    manifests.mark(made.folder, verify(load(made.folder)))
+    assert "b.txt" in store.inspect(WHAT)[1]
+    again, reused = store.make(WHAT, build)
+    assert not reused and verify(again) == [] and again.digest == made.digest
+    manifests.mark(again.folder, [])
+    assert store.make(WHAT, build)[1]
+
+
 def test_a_file_that_the_manifest_does_not_name_is_found(tmp_path):
     made, _ = Store(tmp_path).make(WHAT, build)
     (made.folder / "extra").write_text("")
