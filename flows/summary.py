@@ -48,7 +48,7 @@ def show(run: Finished) -> None:
         aliases = " ".join(f"@{alias}" for alias in run.version.aliases)
         name, number = run.version.name, run.version.version
         console.print(f"Registered    {name} version {number} {aliases}", markup=False)
-        console.print(f"              {run.version.tags.get('verdict', '')}", markup=False)
+        console.print(f"              {run.version.tags.get('verdict', '')}", markup=False, soft_wrap=True)
         text = facts["predictions"][0]["text"] if facts["predictions"] else "A [MASK]."
         command = shlex.join(["maskmill", "predict", text, "--model", f"{name}/{number}"])
         console.print(f"Try it        {command}", markup=False, soft_wrap=True)
