@@ -84,6 +84,10 @@ class Chain:
             assert page.manifest is not None
             inputs = {stage: self.manifests[stage] for stage in plan.INPUTS[name]}
             self.stage_run.record(page.manifest, page.reused, inputs)
+        if name == "corpus":
+            self.tracker.corpus(page.manifest)
+        if name == "evaluate":
+            self.tracker.metrics(page.manifest.facts["metrics"])
         self._done(page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
 
     def _done(self, manifest: Manifest, state: str, seconds: float) -> None:

@@ -172,6 +172,10 @@ class Tracker:
         now = _now()
         self._send(lambda: self._log(self.run_id, _metrics(values, now, 0)))
 
+    def corpus(self, manifest: Manifest) -> None:
+        """The corpus that the whole run goes back to: the column Dataset of the table of runs."""
+        self._send(lambda: self._log_inputs(self.run_id, {manifest.stage: manifest}, "train"))
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags of the whole run."""
         self._send(lambda: self._log(self.run_id, [], values))
@@ -242,6 +246,20 @@ class Tracker:
             self.client.log_batch(run_id, params=given[start : start + 100])
         self.client.log_batch(run_id, metrics, tags=[RunTag(name, value) for name, value in (tags or {}).items()])
 
+    def _log_inputs(self, run_id: str, inputs: Mapping[str, Manifest], context: str) -> None:
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+        from mlflow.entities import DatasetInput, InputTag
+
+        datasets = []
+        for name, manifest in inputs.items():
+            source = LocalArtifactDatasetSource(str(manifest.folder))
+            # MLflow's column holds 36 characters; the whole digest goes into a tag.
+            dataset = MetaDataset(source, name=name, digest=manifest.digest[:32])  # type: ignore[abstract]
+            tags = [InputTag("mlflow.data.context", context), InputTag("digest", manifest.digest)]
+            datasets.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+        self.client.log_inputs(run_id, datasets)
+
 
 class StageRun:
     """The run of a stage. No method raises."""
@@ -281,7 +299,7 @@ class StageRun:
         now = _now()
         self.tracker._send(lambda: self.tracker._log(self._id, _metrics(figures, now, 0), tags))
         if inputs:
-            self.tracker._send(lambda: self._log_inputs(inputs))
+            self.tracker._send(lambda: self.tracker._log_inputs(self._id, inputs, self.stage))
         for name in manifest.files:
             if name.endswith((".png", "report.json")):
                 self._artifact(manifest.path(name))
@@ -310,20 +328,6 @@ class StageRun:
     def _deliver(self, metrics: list[Any], shipped: dict[str, int]) -> None:
         self.tracker._log(self._id, metrics, {"shipped": json.dumps(shipped)})
         self._shipped = dict(shipped)
-
-    def _log_inputs(self, inputs: Mapping[str, Manifest]) -> None:
-        from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-        from mlflow.entities import DatasetInput, InputTag
-
-        datasets = []
-        for name, manifest in inputs.items():
-            source = LocalArtifactDatasetSource(str(manifest.folder))
-            # MLflow's column holds 36 characters; the whole digest goes into a tag.
-            dataset = MetaDataset(source, name=name, digest=manifest.digest[:32])  # type: ignore[abstract]
-            tags = [InputTag("mlflow.data.context", self.stage), InputTag("digest", manifest.digest)]
-            datasets.append(DatasetInput(dataset._to_mlflow_entity(), tags))
-        self.tracker.client.log_inputs(self._id, datasets)
 
 
 def _now() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -38,6 +39,17 @@ class Mill:
         entry: dict[str, Any] = json.loads(self("runs", "--json").stdout)[0]
         return entry
 
+    def in_mlflow(self, what: str) -> set[str]:
+        """Names of the metrics or the datasets of the run above the stages' runs."""
+        parent = "NOT IN (SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"
+        queries = {
+            "metrics": f"SELECT key FROM latest_metrics WHERE run_uuid {parent}",
+            "inputs": "SELECT name FROM datasets JOIN inputs ON source_id = dataset_uuid "
+            f"WHERE destination_type = 'RUN' AND destination_id {parent}",
+        }
+        with sqlite3.connect(f"file:{self.home / 'mlflow.db'}?mode=ro", uri=True) as database:
+            return {name for (name,) in database.execute(queries[what])}
+
     def tasks_of(self, flow_run: str) -> dict[str, str]:
         """Name of each task run -> name of its state, as the Prefect server has them."""
         body = json.dumps({"flow_runs": {"id": {"any_": [flow_run]}}}).encode()
@@ -60,6 +72,10 @@ def test_from_text_to_a_registered_model_and_again(mill: Mill) -> None:
     assert [it["state"] for it in mill.last()["stages"].values()] == ["made"] * 6
     assert list(mill.last()["stages"]) == STAGES
     assert mill.tasks_of(mill.last()["flow_run_id"]) == dict.fromkeys(STAGES, "Completed")
+
+    scores, inputs = mill.in_mlflow("metrics"), mill.in_mlflow("inputs")
+    assert {"test/rate_0.3/masked_cross_entropy", "baseline_unigram/rate_0.15/top5_accuracy"} <= scores
+    assert inputs == {"corpus"}
 
     again = mill.run()
     assert "Registered    tiny version 1" in again.stdout
