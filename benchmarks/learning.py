@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 
-from flows import environment, recipes
+from flows import environment, plan, recipes
 from tasks import pretrain, scoring, training
 from tasks.artifacts import Manifest, Store, load
 from tasks.batches import Batch, ShardReader, training_batch
@@ -65,18 +65,23 @@ def run(config: pretrain.PretrainConfig, vocabulary: Manifest, shards: Manifest)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--source", action="append", default=[], help="as of maskmill run")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=0, help="budget of each run; 0 takes the recipe's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of pretrain")
     parser.add_argument("--no-control", action="store_true", help="leave out the run with shuffled targets")
     options = parser.parse_args()
+    recipe = recipes.load(options.recipe, options.source)
     store = Store(environment.store_root(environment.home()))
-    shards, vocabulary = load(store.folders("shards")[-1]), load(store.folders("vocabulary")[-1])
+    found = {verdict.stage: verdict for verdict in plan.plan(recipe, store)}
+    if found["shards"].action != "reuse":
+        raise SystemExit(f"The shards are not there ({found['shards'].why}); run: maskmill run {options.recipe}")
+    vocabulary, shards = (load(store.root / stage / str(found[stage].key)) for stage in ("vocabulary", "shards"))
     settings = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
     settings |= {"validation_rows": 10**9, "validation_every": 10**9}
     if options.tokens:
         settings["tokens"] = options.tokens
-    config = dataclasses.replace(recipes.load(options.recipe).pretrain, **settings)
+    config = dataclasses.replace(recipe.pretrain, **settings)
     torch.set_num_threads(pretrain.identity(config, "", "").config["threads"])
     baseline = unigram(shards, 10**9)
     print(

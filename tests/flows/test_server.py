@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def test_ui_starts_both_servers_prints_their_addresses_and_stops_them(tmp_path: 
     environment["MASKMILL_HOME"] = str(tmp_path / "home")
     (tmp_path / "home").mkdir()
     words = [sys.executable, "-m", "flows.cli", "ui", "--prefect-port", "0", "--mlflow-port", "0"]
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    # A suite that runs in the background has SIGINT ignored, and children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stdout
     try:
         addresses = dict(process.stdout.readline().split(maxsplit=1) for _ in range(2))
