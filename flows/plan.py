@@ -130,7 +130,10 @@ def _is_registered(verdict: Verdict, home: Path) -> bool:
         return False
     if tracking.tracking_uri(home) != f"sqlite:///{tracking.database(home)}":
         return True  # a server: the run will ask it
-    query = "select count(*) from model_version_tags where key = 'settled' and value = ?"
+    query = (  # a deleted version keeps its tags
+        "select count(*) from model_version_tags t join model_versions v on v.name = t.name and v.version = t.version "
+        "where t.key = 'settled' and t.value = ? and v.current_stage <> 'Deleted_Internal'"
+    )
     try:
         with closing(sqlite3.connect(f"{tracking.database(home).as_uri()}?mode=ro", uri=True)) as database:
             return bool(database.execute(query, [verdict.digest]).fetchone()[0])

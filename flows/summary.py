@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.artifacts import Manifest
+from tasks.masking import fraction
 from tasks.versions import Version
 
 ROWS = {
@@ -70,7 +71,7 @@ def _scores(facts: Mapping[str, Any]) -> Any:
             at = f"{prefix}/rate_{rate}"
             if f"{at}/masked_cross_entropy" in metrics:
                 table.add_row(
-                    f"{float(rate):.0%}" if prefix == "test" else "",
+                    f"{float(fraction(rate)):.0%}" if prefix == "test" else "",
                     label,
                     f"{metrics[f'{at}/masked_cross_entropy']:.3f} nats",
                     f"{metrics[f'{at}/top1_accuracy']:.1%}",

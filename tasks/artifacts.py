@@ -205,12 +205,15 @@ class Store:
         """The partial folder, with what a killed run finished (or empty), but none of its litter."""
         partial = self.partial(identity)
         self._sweep(identity)
-        if fresh and partial.exists():
+        begun = partial / SCRATCH / "forced"  # a forced run that was killed goes on as any other
+        if fresh and partial.exists() and not begun.exists():
             shutil.rmtree(partial)
         for path in list(partial.rglob("*.tmp")):
             path.unlink()
         if not _is_complete(partial):
             (partial / SCRATCH).mkdir(parents=True, exist_ok=True)
+            if fresh:
+                begun.touch()
 
     def _publish(self, identity: Identity) -> None:
         folder, partial = self.folder(identity), self.partial(identity)
@@ -271,7 +274,11 @@ def _explained(root: Path) -> Iterator[None]:
             raise
         where = error.filename or root
         raise DiskFullError(f"No space left for {where}; free some and run again: finished work is kept.") from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        # torch reports a failed allocation as a RuntimeError or, on a device, a kind of its own
+        told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not told:
+            raise
         raise MemoryExhausted("Out of memory; run again with smaller batches or on a larger machine.") from error
 
 

@@ -14,7 +14,7 @@ became a text, those of the line, row or file that was refused.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,7 @@ def read_unit(unit: Unit, scratch: Path, config: CorpusConfig) -> dict[str, Any]
     validation, test = _fractions(config)
     books = Books()
     seen: set[str] = set()
+    stopped = False
     table, refused = scratch / f"{unit.name}.parquet", scratch / f"{unit.name}.jsonl"
     with Writer(table, "lz4") as writer, open(refused, "wb") as quarantine:
         for item, event in _events(unit, config.limits):
@@ -163,8 +164,9 @@ def read_unit(unit: Unit, scratch: Path, config: CorpusConfig) -> dict[str, Any]
                     line = {"source": item.label, **asdict(event)}
                     quarantine.write(json.dumps(line, sort_keys=True).encode() + b"\n")
             if 0 < unit.budget_bytes <= writer.bytes:
+                stopped = True
                 break
-    return finish_unit(scratch, unit.name, [table, refused], books.facts())
+    return finish_unit(scratch, unit.name, [table, refused], {**books.facts(), "stopped": stopped})
 
 
 def _events(unit: Unit, limits: Limits) -> Iterator[tuple[Item, Any]]:
@@ -200,8 +202,13 @@ def _build(config: CorpusConfig, surveyed: Sequence[Surveyed], work: Workspace) 
 
         read = partial(read_unit, scratch=work.scratch, config=config)
         for unit, facts in in_order(units, read, workers, lambda unit: merge.room(unit.source), show):
-            merge.take(unit.source, unit.name, facts)
-            quarantine.write((work.scratch / f"{unit.name}.jsonl").read_bytes())
+            name = unit.name
+            if facts["stopped"] and merge.falls_short(unit.source, name):
+                # Earlier units had part of its text, so its own budget ended it too early: read all of it.
+                name += "-whole"
+                facts = read(replace(unit, name=name, budget_bytes=0))
+            merge.take(unit.source, name, facts)
+            quarantine.write((work.scratch / f"{name}.jsonl").read_bytes())
             bar.advance(facts["came"][0])
             show()
         merge.close()

@@ -12,28 +12,34 @@ def draw(points: Sequence[Mapping[str, Any]], references: Mapping[str, float], r
     references  label -> masked cross-entropy on the test split (unigram, untrained, champion), drawn as level lines
     rate        the training rate, for the axis
     """
+    import matplotlib
+
     # Not pyplot: it keeps figures in a global registry and looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    trained = [(point["tokens"], point["train/loss"]) for point in points if "train/loss" in point]
-    held_out = [
-        (point["tokens"], point["validation/masked_cross_entropy"])
-        for point in points
-        if "validation/masked_cross_entropy" in point
-    ]
-    if trained:
-        axes.plot(*zip(*trained, strict=True), color="tab:blue", linewidth=1, label="training")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=4, linewidth=1, label="validation")
-    for (label, level), style in zip(references.items(), ("--", ":", "-.")):
-        axes.axhline(level, color="0.35", linestyle=style, linewidth=1, label=f"{label} {level:.2f}")
-    axes.set_xlabel("tokens trained on")
-    axes.set_ylabel(f"nats per masked token (rate {rate})")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's matplotlibrc must not change the bytes
+        figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+        axes = figure.add_subplot()
+        trained = [(point["tokens"], point["train/loss"]) for point in points if "train/loss" in point]
+        held_out = [
+            (point["tokens"], point["validation/masked_cross_entropy"])
+            for point in points
+            if "validation/masked_cross_entropy" in point
+        ]
+        if trained:
+            axes.plot(*zip(*trained, strict=True), color="tab:blue", linewidth=1, label="training")
+        if held_out:
+            axes.plot(
+                *zip(*held_out, strict=True), "o-", color="tab:orange", markersize=4, linewidth=1, label="validation"
+            )
+        for (label, level), style in zip(references.items(), ("--", ":", "-.")):
+            axes.axhline(level, color="0.35", linestyle=style, linewidth=1, label=f"{label} {level:.2f}")
+        axes.set_xlabel("tokens trained on")
+        axes.set_ylabel(f"nats per masked token (rate {rate})")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        picture = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(picture, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return picture.getvalue()

@@ -18,7 +18,7 @@ from typing import Any
 from .artifacts import Built, Identity, Manifest, Store, Workspace, digest_of, write_atomic
 from .errors import DataError, NumericError, UsageError
 from .hardware import device_kind, thread_count
-from .masking import EVALUATION_SEED, fraction, permutation
+from .masking import EVALUATION_SEED, fraction, permutation, spelling
 from .progress import progress, say
 
 STAGE = "evaluate"
@@ -52,8 +52,7 @@ class EvaluateConfig:
     """CPU threads; 0 takes all cores. Part of the identity: sums are split by thread."""
 
     def __post_init__(self) -> None:
-        for rate in self.rates:
-            fraction(rate)
+        object.__setattr__(self, "rates", tuple(spelling(rate) for rate in self.rates))
         if self.rows_per_batch < 1 or self.max_rows < 0:
             raise UsageError("evaluate.rows_per_batch must be at least 1, and evaluate.max_rows at least 0 (all rows).")
         for text in self.sentences:
@@ -114,7 +113,7 @@ class _Build:
 
         config = self.this.config
         with threads(config["threads"]):
-            model = load_model(self.pretrain.path("model/model.safetensors").parent, config["device"])
+            model = load_model(self.pretrain.whole("model/model.safetensors").parent, config["device"])
             predictions = [self._prediction(model, text) for text in config["sentences"]]
             metrics, masked, rows = self._scores(model)
         for name, value in metrics.items():
@@ -161,7 +160,7 @@ class _Build:
         config = self.this.config
         reader = ShardReader(self.shards, "test")
         rows = np.sort(permutation(EVALUATION_SEED, 0, reader.rows)[: config["max_rows"] or None])
-        counts = np.load(self.shards.path("unigrams.npy"), allow_pickle=False)
+        counts = np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)
         facts = self.pretrain.facts
         untrained = untrained_model(facts["model"], facts["initial_seed"], counts, config["device"])
         scorers = {
@@ -170,7 +169,7 @@ class _Build:
             UNTRAINED: model_scorer(untrained),
         }
         if self.champion and self._comparable():
-            folder = self.champion.path("model/model.safetensors").parent
+            folder = self.champion.whole("model/model.safetensors").parent
             scorers[CHAMPION] = model_scorer(load_model(folder, config["device"]))
         metrics: dict[str, float] = {}
         masked: dict[str, int] = {}
@@ -193,7 +192,7 @@ class _Build:
         from .scoring import fill
         from .tokens import open_for_prompts
 
-        tokenizer = open_for_prompts(self.vocabulary.path("tokenizer.json"))
+        tokenizer = open_for_prompts(self.vocabulary.whole("tokenizer.json"))
         ids, length = tokenizer.encode(unicodedata.normalize("NFC", text)).ids, model.config.length
         if len(ids) > length:
             raise UsageError(f"evaluate.sentences: {text!r} has {len(ids)} tokens, the context only {length}; cut it.")
@@ -205,7 +204,7 @@ class _Build:
     def _curve(self, metrics: Mapping[str, float]) -> bytes:
         from .curve import draw
 
-        points = [json.loads(line) for line in self.pretrain.path("curve.jsonl").read_bytes().splitlines()]
+        points = [json.loads(line) for line in self.pretrain.whole("curve.jsonl").read_bytes().splitlines()]
         rate = self.shards.facts["rate"]
         lines = {
             label: metrics[f"{name}/rate_{rate}/masked_cross_entropy"]

@@ -151,6 +151,19 @@ class Manifest:
             raise DataError(f"{self.folder / MANIFEST} names no file {name!r}; run `maskmill verify {self.stage}`.")
         return self.folder / name
 
+    def whole(self, name: str) -> Path:
+        """`path`, after its bytes were hashed: what is computed from a damaged file would be sealed as good.
+
+        Raises DataError naming the file.
+        """
+        path = self.path(name)
+        if size_of(path) != self.files[name].bytes or file_digest(path) != self.files[name].sha256:
+            raise DataError(
+                f"{path} is damaged: its bytes are not those of the manifest; run `maskmill verify {self.stage}`, "
+                "then the flow again."
+            )
+        return path
+
     def measured(self) -> dict[str, Any]:
         """What depended on the clock and the machine: seconds, tokens per second, memory."""
         path = self.folder / f"{MEASURED}.json"

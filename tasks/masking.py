@@ -64,10 +64,22 @@ def fraction(rate: str) -> Fraction:
     return p
 
 
+def spelling(rate: str) -> str:
+    """The one way to write a rate: "0.30" and "30%" are "0.3"; what no decimal can say stays a fraction, "1/3"."""
+    p = fraction(rate)
+    for digits in range(1, 20):
+        if 10**digits % p.denominator == 0:
+            return f"0.{p.numerator * 10**digits // p.denominator:0{digits}d}"
+    return f"{p.numerator}/{p.denominator}"
+
+
 def count(tokens: ArrayLike, rate: str) -> NDArray[np.int64]:
     """|𝓜| = ⌊M·p⌋ for M tokens, elementwise and exact."""
-    p = fraction(rate)
-    return np.asarray(tokens, dtype=np.int64) * p.numerator // p.denominator
+    p, counts = fraction(rate), np.asarray(tokens, dtype=np.int64)
+    if max(int(counts.max(initial=0)), 1) * p.numerator < 1 << 63 and p.denominator < 1 << 63:
+        return counts * p.numerator // p.denominator
+    # a rate of many digits, such as a third written out, would overflow 64 bits without a word
+    return np.asarray(counts.astype(object) * p.numerator // p.denominator).astype(np.int64)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -132,6 +132,15 @@ class Merge:
         budget = self.surveyed[source].source.budget_bytes
         return budget == 0 or self.kept[source][1] < budget
 
+    def falls_short(self, source: int, name: str) -> bool:
+        """Would the unit `name` leave room in the budget, after what earlier ones had is dropped?"""
+        fresh = sum(
+            len(row[1].encode())
+            for row in _rows(self.work.scratch / f"{name}.parquet")
+            if bytes.fromhex(row[0]) not in self.seen
+        )
+        return self.kept[source][1] + fresh < self.surveyed[source].source.budget_bytes
+
     def take(self, source: int, name: str, facts: dict[str, Any]) -> None:
         """Takes the unit `name`: its books, and its rows from the scratch."""
         books, kept = self.books[source], self.kept[source]

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
@@ -48,15 +48,10 @@ def in_order(
                 return
             job, future = queue.popleft()
             while wanted(job):
-                try:
-                    result = future.result(TICK)
-                except TimeoutError:
-                    if future.done():
-                        raise
-                    waiting()
-                else:
-                    yield job, result
+                if wait([future], TICK).done:
+                    yield job, future.result()
                     break
+                waiting()
     except BrokenProcessPool as error:
         raise MemoryExhausted("A worker process was killed, most likely for memory; give fewer workers.") from error
     finally:

@@ -200,8 +200,11 @@ class Spool:
         for line in lines:
             if not line.endswith(b"\n"):  # still being written
                 break
+            try:
+                record = json.loads(line)
+            except ValueError:  # the tail of before a power cut, which the trainer is about to cut off
+                break
             self.offset += len(line)
-            record = json.loads(line)
             if record["step"] > self.shipped_step:
                 self.shipped_step = record["step"]
                 records.append(record)

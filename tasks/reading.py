@@ -121,24 +121,29 @@ def _paragraph(block: list[tuple[Line, bytes]], rejects: list[Reject]) -> Iterat
 def _other_encoding(item: Item, limits: Limits) -> Reject | None:
     """Refuses a whole file that is not UTF-8 text: a first pass over it, at memory speed when all is well."""
     decoder = codecs.getincrementaldecoder("utf-8")()
+    zeros = size = 0
+    decodes = False
     try:
         for chunk in chunks(item, limits):
-            if chunk.count(0) * 10 > len(chunk):
-                return Reject("binary", 0, item.size, None, "more than one byte in ten is zero")
+            zeros, size = zeros + chunk.count(0), size + len(chunk)
             decoder.decode(chunk)
         decoder.decode(b"", final=True)
-        return None
+        decodes = True
     except Broken:
-        return None  # the second pass says so
+        decodes = True  # the second pass says what is wrong
     except UnicodeDecodeError:
         pass
+    if zeros * 10 > size:
+        return Reject("binary", 0, item.size, None, "more than one byte in ten is zero")
+    if decodes:
+        return None
     bad = total = 0
     with suppress(Broken):
         for line in lines(chunks(item, limits), universal, limits.line_bytes):
             if line.data and line.data.strip():
                 total += 1
                 bad += not _decodes(line.data)
-    if bad * 10 <= total:
+    if bad <= 1 or bad * 10 <= total:  # one bad line never loses the others, however few they are
         return None
     return Reject("not_utf8", 0, item.size, None, f"{bad} of {total} lines are not UTF-8; convert the file to UTF-8")
 

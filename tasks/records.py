@@ -165,11 +165,11 @@ def hub(item: Item, limits: Limits) -> Iterator[Document | Reject]:
     splits = datasets.load_dataset(name, configuration or None, revision=item.digest, streaming=True)
     row = 0
     for split in sorted(splits):
-        for record in splits[split]:
-            text = record.get(item.text_key)
+        for entry in splits[split]:
+            text = entry.get(item.text_key)
             if isinstance(text, str):
                 yield from record(text, row, limits)
             else:
-                reason = "not_text" if item.text_key in record else "missing_key"
+                reason = "not_text" if item.text_key in entry else "missing_key"
                 yield Reject(reason, row, 0, None, f"{item.text_key!r} in split {split}")
             row += 1

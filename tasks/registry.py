@@ -159,7 +159,7 @@ def _write_folder(folder: Path, name: str, parents: Mapping[str, Manifest]) -> s
     digests = {}
     for path, entry in pretrain.files.items():
         if path.startswith("model/"):
-            shutil.copyfile(pretrain.path(path), folder / path)
+            shutil.copyfile(pretrain.whole(path), folder / path)
             digests[path.removeprefix("model/")] = entry.sha256
     write_atomic(target / "digests.json", canonical({"sha256": digests}) + b"\n")
     write_atomic(target / "README.md", card(name, parents).encode())

@@ -52,6 +52,7 @@ class ShardsConfig:
     """Text of one shard, about. A shard is made in memory, some five times this."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", masking.spelling(self.rate))
         p = masking.fraction(self.rate)
         least = packing.SPECIALS + -(-p.denominator // p.numerator)
         refuse = [
@@ -127,7 +128,7 @@ def _make_blocks(
 ) -> dict[str, list[dict[str, Any]]]:
     """Encodes and packs what a killed run has not finished. Returns each split's receipts, in order."""
     receipts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    tokenizer = open_for_text(vocabulary.path("tokenizer.json"))
+    tokenizer = open_for_text(vocabulary.whole("tokenizer.json"))
     begins = word_begins(tokenizer)
     total = sum(corpus.counts[f"documents_{split}"] for split in SPLITS)
     with progress(STAGE, total, "documents") as bar:

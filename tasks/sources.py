@@ -65,11 +65,15 @@ def survey(sources: Sequence[Source], store_root: Path) -> list[Surveyed]:
         raise UsageError("corpus.sources is empty; name at least one file, folder or glob.")
     memory = _Memory(store_root)
     surveyed: list[Surveyed] = []
-    names: Counter[str] = Counter()
+    names: set[str] = set()
     for source in sources:
         name = source.name or _default_name(source.uri)
-        names[name] += 1
-        source = replace(source, name=name if names[name] == 1 else f"{name}-{names[name]}")
+        unique, number = name, 1
+        while unique in names:
+            number += 1
+            unique = f"{name}-{number}"
+        names.add(unique)
+        source = replace(source, name=unique)
         surveyed.append(_survey_one(source, memory))
     memory.save()
     return surveyed
@@ -96,7 +100,9 @@ def _survey_one(source: Source, memory: "_Memory") -> Surveyed:
         relative = path.relative_to(root).as_posix() if path != root else ""
         label = _printable(f"{source.name}/{relative}" if relative else source.name)
         items.append(Item(file_kind, str(path), label, digest, size, source.text_key))
-    return Surveyed(source, kind, tuple(items), skipped, digest_of([[one.label, one.digest] for one in items]))
+    # How a file is read follows from its suffix, and a source that is one file with a name of its own hides that.
+    what = [[one.kind, one.path.endswith(".gz"), one.label, one.digest] for one in items]
+    return Surveyed(source, kind, tuple(items), skipped, digest_of(what))
 
 
 def _printable(name: str) -> str:
@@ -214,8 +220,8 @@ class _Memory:
             entry = self.known.get(str(path.absolute()))
             if not stat.S_ISREG(state.st_mode):  # a pipe or a device would block or never end
                 found[number] = ("not a regular file", 0)
-            elif entry and entry[:3] == [state.st_size, state.st_mtime_ns, state.st_ino]:
-                found[number] = (str(entry[3]), state.st_size)
+            elif entry and entry[:-1] == _stamp(state):
+                found[number] = (str(entry[-1]), state.st_size)
             else:
                 unknown.append((number, state))
         for number, state, digest in self._hash(paths, unknown):
@@ -240,10 +246,15 @@ class _Memory:
 
     def _remember(self, path: Path, state: os.stat_result, digest: str) -> None:
         if time.time() - state.st_mtime > SETTLED:
-            self.known[str(path.absolute())] = [state.st_size, state.st_mtime_ns, state.st_ino, digest]
+            self.known[str(path.absolute())] = [*_stamp(state), digest]
             self.changed = True
 
     def save(self) -> None:
         if self.changed and self.path.parent.is_dir():
             with suppress(OSError):
                 write_atomic(self.path, json.dumps(self.known, indent=0).encode())
+
+
+def _stamp(state: os.stat_result) -> list[int | str]:
+    """What changes when a file does. The modification time alone can be set back; the change time cannot."""
+    return [state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns]

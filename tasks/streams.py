@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from .errors import UsageError
+
 CHUNK = 1 << 20
 FREE_EXPANSION = 64 << 20
 """Bytes that a gzip file may unpack to, whatever its ratio."""
@@ -24,6 +26,16 @@ class Limits:
     """A longer line is refused without being held in memory."""
     gzip_ratio: int = 200
     """A gzip file that unpacks to more than this times its size is a bomb: it is read no further."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("document_characters", 64),
+            ("record_characters", 64),
+            ("line_bytes", 64),
+            ("gzip_ratio", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(f"corpus.limits.{name} is {getattr(self, name)}; use at least {least}.")
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def blocks(corpus: Manifest, bytes_each: int) -> Iterator[Block]:
 def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:
     """(split, texts) in corpus order, megabytes at a time. Raises DataError naming the file that cannot be read."""
     for name in sorted(name for name in corpus.files if name.endswith(".parquet")):
-        path = corpus.path(name)
+        path = corpus.whole(name)
         try:
             for batch in _batches(path):
                 text, split = batch.column("text"), batch.column("split")

@@ -73,7 +73,7 @@ class Training:
             raise DataError(f"{shards.folder} is not the artifact that this run was started for; run it again.")
         self.reader = ShardReader(shards, "train")
         self.total = total_steps(self.config, shards.facts)
-        counts = np.load(shards.path("unigrams.npy"), allow_pickle=False)
+        counts = np.load(shards.whole("unigrams.npy"), allow_pickle=False)
         self.unigram_entropy = entropy(counts)
         self.model = MaskedLanguageModel(encoder_config(self.config, shards.facts))
         initialise(self.model, self.config["seed"], counts)
@@ -263,7 +263,7 @@ def finish(training: Training, vocabulary: Manifest) -> dict[str, Any]:
     model = training.folder / "model"
     save_stock(training.model, model)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(vocabulary.path(name), model / name)
+        shutil.copyfile(vocabulary.whole(name), model / name)
     points = [json.loads(line) for line in training.journal.curve.read_bytes().splitlines()]
     loss = points[-1].get("validation/masked_cross_entropy", points[-1]["train/loss"])
     at_unigram = loss > training.unigram_entropy - UNIGRAM_MARGIN

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import Built, Identity, Manifest, Store, Workspace
+from .artifacts import Built, Identity, Manifest, Store, Workspace, write_atomic
 from .errors import UsageError
 from .progress import Bar, progress, say
 from .tokens import SPECIAL_IDS, pieces, read_texts
@@ -55,7 +55,8 @@ def vocabulary(config: VocabularyConfig, corpus: Manifest, store: Store) -> tupl
         if not corpus.counts["documents_train"]:
             raise UsageError("The corpus has no document in its train split; add text to its sources.")
         tokenizer, counts = learn(config, corpus)
-        tokenizer.save(str(workspace.folder / "tokenizer.json"))
+        # not tokenizer.save: on a full disk it raises a bare Exception
+        write_atomic(workspace.folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
         page = json.dumps(tokenizer_config(), indent=2, sort_keys=True) + "\n"
         (workspace.folder / "tokenizer_config.json").write_text(page, encoding="utf-8")
         size = tokenizer.get_vocab_size()

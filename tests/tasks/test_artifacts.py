@@ -252,6 +252,37 @@ def test_forced_stages_are_made_again_from_nothing(tmp_path):
     assert not reused and verify(made) == [] and Store(tmp_path).make(WHAT, build)[1]
 
 
+def test_a_forced_run_that_was_killed_goes_on_from_its_finished_units(tmp_path):
+    store = Store(tmp_path, forced=frozenset({"shards"}))
+    made = []
+
+    def killed(work):
+        if finished_unit(work.scratch, "unit") is None:
+            made.append(1)
+            (work.scratch / "unit.bin").write_bytes(b"unit")
+            finish_unit(work.scratch, "unit", [work.scratch / "unit.bin"], {})
+        if len(made) == 1 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return build(work)
+
+    stopped = []
+    Store(tmp_path).make(WHAT, build)
+    with pytest.raises(KeyboardInterrupt):
+        store.make(WHAT, killed)
+    assert store.make(WHAT, killed)[1] is False and made == [1]
+    store.make(WHAT, killed)
+    assert made == [1, 1], "the next forced run begins anew"
+
+
+def test_bytes_are_hashed_before_something_is_computed_from_them(tmp_path):
+    made, _ = Store(tmp_path).make(WHAT, build)
+    assert made.whole("b.txt") == made.path("b.txt")
+    made.path("b.txt").write_bytes(b"TOKENS\n")
+    with pytest.raises(DataError, match=r"b\.txt is damaged"):
+        made.whole("b.txt")
+
+
 def test_canonical_json_is_sorted_ascii_and_refuses_nan():
     assert artifacts.canonical({"b": 1, "a": "é"}) == b'{"a":"\\u00e9","b":1}'
     with pytest.raises(ValueError):

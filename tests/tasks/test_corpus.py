@@ -124,6 +124,24 @@ def test_of_equal_documents_the_first_source_keeps_its_own(text: Path, tmp_path:
     assert books[0]["rejected"] == {} and books[1]["rejected"]["duplicate"]["documents"] > 10
 
 
+def test_a_budget_is_filled_although_the_first_part_of_a_source_is_known(tmp_path: Path) -> None:
+    ours = [json.dumps({"text": one}) for one in sentences(7, 1500)]
+    (tmp_path / "a.jsonl").write_text("\n".join(ours[:300]))
+    (tmp_path / "b.jsonl").write_text("\n".join(ours))
+    budget = 30_000
+    limited = Source(str(tmp_path / "b.jsonl"), budget_bytes=budget)
+    manifest, _ = corpus(
+        replace(config(tmp_path / "a.jsonl"), sources=(Source(str(tmp_path / "a.jsonl")), limited)), Store(tmp_path)
+    )
+    page = manifest.facts["books"][1]
+    assert budget <= page["bytes_kept"] < budget + 4096 and page["rejected"]["duplicate"]["documents"] == 300
+
+
+def test_limits_without_sense_are_refused() -> None:
+    with pytest.raises(UsageError, match="document_characters is 0"):
+        Limits(document_characters=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

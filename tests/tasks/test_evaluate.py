@@ -177,8 +177,27 @@ def test_the_training_rate_comes_once_whatever_way_it_is_written(parts):
     store, words, rows, weights, _ = parts
     config = replace(CONFIG, rates=("0.30", "50%"), max_rows=4)
     report, _ = evaluate(config, words, rows, weights, None, store)
-    assert report.facts["rates"] == ["0.3", "50%"]
+    assert report.facts["rates"] == ["0.3", "0.5"]
     assert report.counts["rows"] == 4
+
+
+@pytest.mark.parametrize("which", ["weights", "unigrams", "tokenizer"])
+def test_a_flipped_bit_in_an_input_is_refused_and_never_sealed_as_a_result(parts, which):
+    store, words, rows, weights, _ = parts
+    path = {
+        "weights": weights.path("model/model.safetensors"),
+        "unigrams": rows.path("unigrams.npy"),
+        "tokenizer": words.path("tokenizer.json"),
+    }[which]
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[-9] ^= 1
+    path.write_bytes(bad)
+    try:
+        with pytest.raises(DataError, match=f"{path.name} is damaged"):
+            evaluate(replace(CONFIG, max_rows=3, sentences=("The [MASK].",)), words, rows, weights, None, store)
+    finally:
+        path.write_bytes(good)
 
 
 def test_hidden_positions_show_the_mask_whatever_training_did(parts):

@@ -44,6 +44,21 @@ def test_the_count_is_the_exact_floor_over_a_grid_of_tokens_and_rates():
     assert masking.count(100, "0.29") == 29 and int(100 * 0.29) == 28
 
 
+def test_a_rate_of_many_digits_does_not_overflow():
+    assert masking.count([700, 510], "0.30000000000000001").tolist() == [210, 153]
+    assert masking.count(4096, "0.3333333333333333") == 1365
+    assert masking.count(np.arange(2000), "0.33333333333333333333333333").tolist() == [
+        n // 3 - (n % 3 == 0 < n) for n in range(2000)
+    ]
+
+
+def test_a_rate_has_one_spelling():
+    assert [masking.spelling(rate) for rate in ("0.30", "30%", ".3", "3/10", "1/3", "12.5%")] == ["0.3"] * 4 + [
+        "1/3",
+        "0.125",
+    ]
+
+
 @pytest.mark.parametrize("rate", ["0", "1", "-0.1", "1.5", "0%", "100%", "many", "1/0", ""])
 def test_a_rate_outside_0_to_1_is_refused(rate):
     with pytest.raises(UsageError, match="mask rate"):

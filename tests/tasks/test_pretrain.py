@@ -102,7 +102,8 @@ def test_a_chain_of_kills_and_damage_ends_in_the_bytes_of_the_undisturbed_run(un
     manifest, records = undisturbed
     with pytest.raises(InterruptedRun, match="SIGKILL"):
         trained(tmp_path, on_metrics=at_step(18, lambda child: child.kill()))
-    newest = max((partial(tmp_path) / ".scratch" / "checkpoints").glob("*.safetensors"))
+    receipts = (partial(tmp_path) / ".scratch" / "checkpoints").glob("*.json")  # without one, a file was being written
+    newest = max(receipts).with_suffix(".safetensors")
     data = bytearray(newest.read_bytes())
     data[-20] ^= 1
     newest.write_bytes(data)

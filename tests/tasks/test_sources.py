@@ -16,7 +16,7 @@ from tasks.artifacts import file_digest
 from tasks.errors import DataError, UsageError
 from tasks.reading import documents
 from tasks.sources import Source, survey
-from tasks.streams import Document, Item, Limits, Reject
+from tasks.streams import CHUNK, Document, Item, Limits, Reject
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -273,3 +273,38 @@ def test_a_package_file_that_was_edited_or_is_broken_is_refused(tmp_path: Path) 
     assert [one.reason for one in read(path, "python")[1]] == ["broken_python"]
     item = Item("python", str(path), "a.py", "0" * 64, 1)
     assert [one.reason for one in documents(item, Limits())] == ["changed_since_install"]
+
+
+def test_one_bad_byte_never_loses_a_text_file(tmp_path: Path) -> None:
+    few = put(tmp_path / "few.txt", b"first paragraph\n\ncaf\xe9\n\nlast paragraph\n")
+    texts, rejects = read(few, "text")
+    assert [one.reason for one in rejects] == ["invalid_utf8"]
+    assert "first paragraph" in texts[0].text and "last paragraph" in texts[-1].text
+    tail = put(tmp_path / "tail.txt", b"word " * (CHUNK // 5) + b"w\n\na\0b\n")
+    texts, rejects = read(tail, "text")
+    assert texts and not rejects
+
+
+def test_names_of_sources_are_unique_and_every_one_is_in_the_key(tmp_path: Path) -> None:
+    for name in ("x", "y", "z"):
+        put(tmp_path / name / "a.txt", f"the text of {name}")
+    sources = [Source(str(tmp_path / folder), name) for folder, name in (("x", "a"), ("y", "a"), ("z", "a-2"))]
+    names = [one.source.name for one in survey(sources, tmp_path / "store")]
+    assert len(set(names)) == 3
+
+
+def test_how_a_file_is_read_is_part_of_its_digest(tmp_path: Path) -> None:
+    text, lines = put(tmp_path / "same.txt", GOOD), put(tmp_path / "same.jsonl", GOOD)
+    first, second = (survey([Source(str(path), "one")], tmp_path / "store")[0].digest for path in (text, lines))
+    assert first != second
+
+
+def test_rows_of_a_hub_dataset_become_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    table = {"train": [{"text": "one"}, {"text": 5}], "test": [{"other": "x"}]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    item = Item("hub", "name", "name", "revision", 0)
+    events = list(documents(item, LIMITS))
+    assert [e.text for e in events if isinstance(e, Document)] == ["one"]
+    assert [e.reason for e in events if isinstance(e, Reject)] == ["missing_key", "not_text"]

@@ -212,7 +212,7 @@ def test_damage_is_named(store, tmp_path):
     data = bytearray(path.read_bytes())
     data[40] ^= 4
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match=r"documents-00000\.parquet cannot be read"):
+    with pytest.raises(DataError, match=r"documents-00000\.parquet is damaged"):
         vocabulary(VocabularyConfig(), load(corpus.folder), store)
     bad = tmp_path / "tokenizer.json"
     bad.write_text('{"version": "1.0"}')
