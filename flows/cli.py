@@ -1,8 +1,10 @@
 """The command line. Heavy libraries are imported by the commands that need them: `--help`, `plan`, `verify` do not."""
 
+import errno
 import io
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -15,7 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from flows import environment
-from tasks.errors import EXIT_CODES, InterruptedRun, MaskmillError, UsageError
+from tasks.artifacts import NO_SPACE
+from tasks.errors import EXIT_CODES, DiskFullError, InterruptedRun, MaskmillError, UsageError
 from tasks.progress import say
 
 AGAIN = "Stopped. Run the same command again: it goes on from where it was."
@@ -42,8 +45,21 @@ def explained() -> Iterator[None]:
             raise
         if debugging:
             traceback.print_exc()
+        if isinstance(error, OSError) and (told := _said_by_the_system(error)):
+            say(f"Error: {told}")
+            raise typer.Exit(told.exit_code) from None
         say(f"Internal error: {type(error).__name__}: {error}. Run again with --debug for the traceback.")
         raise typer.Exit(MaskmillError.exit_code) from None
+
+
+def _said_by_the_system(error: OSError) -> MaskmillError | None:
+    """A full disk, or a folder that may not be written to, as one of our errors; None for anything else."""
+    if error.errno in NO_SPACE:
+        return DiskFullError(f"No space left for {error.filename or 'what is being made'}; free some and run again.")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        why = os.strerror(error.errno)
+        return UsageError(f"{error.filename}: {why}; set MASKMILL_HOME to a folder that can be written to.")
+    return None
 
 
 class _Group(TyperGroup):

@@ -76,6 +76,8 @@ def connect(home: Path) -> "MlflowClient":
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow.store", "urllib3.connectionpool"):  # what they log is raised too, and said by us in a sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = tracking_uri(home)
     client = mlflow.MlflowClient(tracking_uri=uri)
     if uri == f"sqlite:///{database(home)}" and not database(home).exists():

@@ -190,4 +190,9 @@ def explained(home: Path) -> Iterator[None]:
             raise
         text = tracking.without_secrets((str(error).splitlines() or [""])[0][:300])
         where = tracking.without_secrets(tracking.tracking_uri(home))
+        if " failed with exception " in text:  # no connection; what follows are the innards of urllib3
+            raise MaskmillError(
+                f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "
+                "finished stages are kept."
+            ) from error
         raise MaskmillError(f"The registry at {where} does not answer as it should: {text}") from error

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -156,3 +157,13 @@ def test_runs_shows_the_state_and_the_command(home: Path) -> None:
 def test_the_parameters_of_typer_errors_are_left_to_typer() -> None:
     with pytest.raises(typer.BadParameter), cli.explained():
         raise typer.BadParameter("odd")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 74), (errno.EROFS, 2), (errno.EACCES, 2), (errno.EIO, 1)])
+def test_what_the_system_refuses_is_one_sentence_with_its_status(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as stopped, cli.explained():
+        raise OSError(number, os.strerror(number), "some/where")
+    assert stopped.value.exit_code == code
+    assert "some/where" in capsys.readouterr().err
