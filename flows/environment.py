@@ -44,6 +44,7 @@ def settle(home: Path) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "true",
+        "GOMP_SPINCOUNT": "1000",  # torch's threads: see pretrain; evaluate is in this process
         "TRANSFORMERS_VERBOSITY": "error",
     }
     for name, value in settings.items():

@@ -81,6 +81,10 @@ def test_ui_starts_both_servers_prints_their_addresses_and_stops_them(tmp_path: 
         assert ui.running(tmp_path / "home")
     finally:
         process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+        try:
+            status = process.wait(30)
+        finally:
+            process.kill()
+    assert status == 0
     assert not any(ui.answers(address.split("#")[0].strip()) for address in addresses.values())
     assert ui.running(tmp_path / "home") is None
