@@ -20,13 +20,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from . import masking
-from .artifacts import Manifest, file_digest
+from .artifacts import Manifest
 from .errors import DataError
 from .rows import read, segments_of, stored_draw
 
@@ -88,7 +87,7 @@ class ShardReader:
         """Of the masks; validation and test have frozen ones."""
         if facts["sampler"] != masking.SAMPLER:
             raise DataError(f"{manifest.folder} has masks of sampler {facts['sampler']}; make the shards again.")
-        files = [_open(manifest, file["name"]) for file in facts["splits"][split]["files"]]
+        files = [read(manifest.whole(file["name"])) for file in facts["splits"][split]["files"]]
         self.tokens = [file.column("tokens").values.to_numpy().reshape(-1, self.length) for file in files]
         stored = facts["draws"]
         self.draws = [[stored_draw(file, number, self.length) for file in files] for number in range(stored)]
@@ -211,13 +210,6 @@ def _ordinary_tokens(segment_ids_BL: NDArray[Any]) -> int:
     begins = inside.copy()
     begins[:, 1:] &= segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
     return int(inside.sum() - 2 * begins.sum())
-
-
-def _open(manifest: Manifest, name: str) -> pa.RecordBatch:
-    path = manifest.path(name)
-    if file_digest(path) != manifest.files[name].sha256:
-        raise DataError(f"{path} is damaged: its bytes are not those of the manifest; run `maskmill verify shards`.")
-    return read(path)
 
 
 # The same hash on the device, bit for bit: int64 carries the bits of uint64, for which torch has no shift and no sort.

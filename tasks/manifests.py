@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ MANIFEST = "manifest.json"
 MEASURED = "measured"
 SCRATCH = ".scratch"
 DAMAGED = ".damaged"
-"""What `verify` leaves in the folder of a damaged artifact, since a run by itself checks sizes only."""
+"""What is left in the folder of an artifact whose bytes were found damaged, since looking it up checks sizes only."""
 
 
 def canonical(value: Any) -> bytes:
@@ -158,10 +159,10 @@ class Manifest:
         """
         path = self.path(name)
         if size_of(path) != self.files[name].bytes or file_digest(path) != self.files[name].sha256:
-            raise DataError(
-                f"{path} is damaged: its bytes are not those of the manifest; run `maskmill verify {self.stage}`, "
-                "then the flow again."
-            )
+            finding = f"{path} is damaged: its bytes are not those of the manifest"
+            with suppress(OSError):  # remembered, so that the next run makes it again
+                mark(self.folder, [finding])
+            raise DataError(f"{finding}; run again to make it anew.")
         return path
 
     def measured(self) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def verify(manifest: Manifest) -> list[str]:
 
 
 def mark(folder: Path, findings: list[str]) -> None:
-    """Remembers what `verify` found, or that it found nothing, so that the next run makes a damaged artifact again."""
+    """Remembers what was found, or that nothing was, so that the next run makes a damaged artifact again."""
     if findings:
         write_atomic(folder / DAMAGED, "\n".join(findings).encode())
     else:

@@ -279,8 +279,10 @@ def test_bytes_are_hashed_before_something_is_computed_from_them(tmp_path):
     made, _ = Store(tmp_path).make(WHAT, build)
     assert made.whole("b.txt") == made.path("b.txt")
     made.path("b.txt").write_bytes(b"TOKENS\n")
-    with pytest.raises(DataError, match=r"b\.txt is damaged"):
+    with pytest.raises(DataError, match=r"b\.txt is damaged.*run again"):
         made.whole("b.txt")
+    again, reused = Store(tmp_path).make(WHAT, build)
+    assert not reused and again.digest == made.digest and verify(again) == [], "running again does make it anew"
 
 
 def test_canonical_json_is_sorted_ascii_and_refuses_nan():

@@ -14,6 +14,7 @@ from tasks.artifacts import Store, verify
 from tasks.batches import ShardReader
 from tasks.errors import DataError, NumericError, UsageError
 from tasks.evaluate import EvaluateConfig, evaluate, identity
+from tasks.manifests import mark
 from tasks.scoring import Tally, frozen_batches, model_scorer, score, target_ranks, unigram_scorer
 from tests.tasks import handmade, small_model
 
@@ -198,6 +199,8 @@ def test_a_flipped_bit_in_an_input_is_refused_and_never_sealed_as_a_result(parts
             evaluate(replace(CONFIG, max_rows=3, sentences=("The [MASK].",)), words, rows, weights, None, store)
     finally:
         path.write_bytes(good)
+        for manifest in (weights, rows, words):
+            mark(manifest.folder, [])
 
 
 def test_hidden_positions_show_the_mask_whatever_training_did(parts):
