@@ -90,7 +90,10 @@ def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str
         given[key] = f"--set {override}"
     _spell_out_sources(data, Path.cwd())
     data.setdefault("name", path.stem)
-    return _validate(data, lambda key: next((given[k] for k in given if key[: len(k)] == k), str(path)))
+    whole = str(path) + "".join(f" {origin}" for origin in given.values())
+    return _validate(
+        data, lambda key: next((given[k] for k in given if key[: len(k)] == k), str(path) if key else whole)
+    )
 
 
 def command(
@@ -128,6 +131,8 @@ def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
 
 def _anchored(uri: str, folder: Path) -> str:
     scheme, _, rest = uri.partition(":")
+    if not uri.strip():
+        raise UsageError("A source is empty; give a file, a folder, a glob or hf:NAME.")
     if scheme == "installed-docs":
         return uri
     if scheme == "hf":  # a folder where there is one, else a name on the hub
@@ -135,9 +140,21 @@ def _anchored(uri: str, folder: Path) -> str:
     return os.path.abspath(folder / Path(uri).expanduser())
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win without a word; here that is an error with its line."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: this is not YAML ({error.problem}).") from None

@@ -90,7 +90,8 @@ def corpus(config: CorpusConfig, store: Store) -> tuple[Manifest, bool]:
     """
     _fractions(config)
     surveyed = survey(config.sources, store.root)
-    return store.make(_identity(config, surveyed), lambda work: _build(config, surveyed, work), ["pyarrow"])
+    this = _identity(config, surveyed)
+    return store.make(this, lambda work: _build(config, surveyed, work, store.folder(this)), ["pyarrow"])
 
 
 def _fractions(config: CorpusConfig) -> tuple[Fraction, Fraction]:
@@ -186,7 +187,7 @@ def _dropped(text: str, duplicate: bool, config: CorpusConfig) -> str:
 # The stage
 
 
-def _build(config: CorpusConfig, surveyed: Sequence[Surveyed], work: Workspace) -> Built:
+def _build(config: CorpusConfig, surveyed: Sequence[Surveyed], work: Workspace, final: Path) -> Built:
     for stale in work.folder.glob("documents-*.parquet"):  # of a run that was killed here
         stale.unlink()
     units = list(_units(surveyed))
@@ -212,10 +213,10 @@ def _build(config: CorpusConfig, surveyed: Sequence[Surveyed], work: Workspace) 
             bar.advance(facts["came"][0])
             show()
         merge.close()
-    return _account(config, surveyed, merge)
+    return _account(config, surveyed, merge, final / "quarantine.jsonl")
 
 
-def _account(config: CorpusConfig, surveyed: Sequence[Surveyed], merge: Merge) -> Built:
+def _account(config: CorpusConfig, surveyed: Sequence[Surveyed], merge: Merge, quarantine: Path) -> Built:
     """Closes the books; says what was refused."""
     pages = [books.page(one.source.name, kept) for one, books, kept in zip(surveyed, merge.books, merge.kept)]
     total = Counter[str]()
@@ -223,8 +224,11 @@ def _account(config: CorpusConfig, surveyed: Sequence[Surveyed], merge: Merge) -
     for page in pages:
         total.update({key: page[key] for key in ("documents_in", "documents_kept", "bytes_in", "bytes_kept")})
         rejected.update({reason: entry["documents"] for reason, entry in page["rejected"].items()})
-        if faults := {reason: n["documents"] for reason, n in page["rejected"].items() if reason not in COUNTED_ONLY}:
-            say(f"corpus: {page['source']}: quarantined {_list(faults)}; see quarantine.jsonl")
+        lost = {reason: n["documents"] for reason, n in page["rejected"].items()}
+        if dropped := {reason: n for reason, n in lost.items() if reason in COUNTED_ONLY}:
+            say(f"corpus: {page['source']}: dropped {_list(dropped)}")
+        if faults := {reason: n for reason, n in lost.items() if reason not in COUNTED_ONLY}:
+            say(f"corpus: {page['source']}: quarantined {_list(faults)}; see {quarantine}")
     for one in surveyed:
         if one.skipped:
             say(f"corpus: {one.source.name}: files left unread by their suffix: {_list(one.skipped)}")

@@ -281,9 +281,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _error(status: int, message: str | None) -> MaskmillError:
     if -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        memory = " (by hand, or by the kernel for want of memory: then lower pretrain.micro_rows)"
         return InterruptedRun(
-            f"pretrain: the training process was ended by {signal.Signals(-status).name} (by hand, or by the kernel "
-            "for want of memory); run again to go on from the last checkpoint; lower pretrain.micro_rows if it recurs."
+            f"pretrain: the training process was ended by {signal.Signals(-status).name}"
+            f"{memory if -status == signal.SIGKILL else ''}; run again to go on from the last checkpoint."
         )
     kinds = {kind.exit_code: kind for kind in MaskmillError.__subclasses__()}
     how = f"died of signal {-status}" if status < 0 else f"ended with status {status}"

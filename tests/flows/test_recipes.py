@@ -162,3 +162,14 @@ def test_the_command_survives_a_shell_and_a_change_of_folder(tmp_path: Path, mon
         "--source", f"{tmp_path}{os.sep}my texts", "--source", "hf:name",
         "--set", "evaluate.rates=[0.1, 0.2]", "--from", "shards",
     ]  # fmt: skip
+
+
+def test_a_key_that_stands_twice_an_empty_source_and_a_bad_override_are_named(tmp_path: Path) -> None:
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("corpus: {sources: [x.txt]}\nshards: {rate: 0.3}\nshards: {length: 32}\n")
+    with pytest.raises(UsageError, match=r"twice.yaml, line 3: .*'shards' stands twice"):
+        recipes.load(str(twice))
+    with pytest.raises(UsageError, match="source is empty"):
+        recipes.load("tiny", [""])
+    with pytest.raises(UsageError, match=r"tiny.yaml --set shards.rate=2: The mask rate '2'"):
+        recipes.load("tiny", [], ["shards.rate=2"])
