@@ -1,33 +1,50 @@
 """Where text comes from: enumerating sources and digesting them. Nothing is parsed here, so `plan` is fast.
 
-PATH                   file, folder or glob of .txt .md .rst .jsonl .parquet, each of the first four also as .gz
+PATH                   file, folder or glob (folders.py)
+PROTOCOL://…           the same behind any URL that fsspec knows: s3, gs, hf, http, … (remotes.py)
 hf:NAME_OR_FOLDER      a `save_to_disk` folder of datasets, or a dataset of the hub: NAME[:CONFIG][@REVISION]
 installed-docs         documentation of the installed Python packages (installed-docs:NAME,NAME to choose them)
+
+What a file is read as follows from its suffix, unless the source has a `format`: .txt .md .rst as text, .html .htm,
+.jsonl .ndjson, .csv .tsv, each also packed (.gz .zst .bz2 .xz), .parquet, .arrow. Others in a folder are passed over
+and counted; a file that is a source by itself is read as text.
 """
 
-import glob
-import json
+import codecs
 import os
-import stat
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
-from . import installed_docs
-from .artifacts import digest_of, file_digest, write_atomic
+from . import folders, hub, installed_docs, remotes
+from .archives import COLUMNS, SUFFIXES
+from .artifacts import digest_of
+from .digests import Memory
 from .errors import UsageError
-from .progress import progress
+from .progress import say
 from .streams import Item
 
-KINDS = {".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "records", ".parquet": "parquet"}
-MEMORY = "digests.json"
-SETTLED = 2.0
-"""Digests of files that changed less than these seconds ago are not remembered: mtime is too coarse for that."""
-NOISY_BYTES = 1 << 30
-"""More than this to hash is worth a progress bar."""
+FORMATS = {
+    "text": "text",
+    "html": "html",
+    "jsonl": "records",
+    "csv": "csv",
+    "parquet": "parquet",
+    "arrow": "arrow",
+}
+"""What a recipe calls a format -> the kind of its files."""
+KINDS = {
+    **dict.fromkeys((".txt", ".md", ".rst"), "text"),
+    **dict.fromkeys((".html", ".htm"), "html"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "records"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+CUTS = ("pages", "file", "paragraph", "line")
 
 
 @dataclass(frozen=True)
@@ -35,13 +52,58 @@ class Source:
     """One place that text comes from."""
 
     uri: str
-    """A path, `hf:…` or `installed-docs`; see the module."""
+    """A path, a URL, `hf:…` or `installed-docs`; see the module."""
     name: str = ""
     """What documents of this source are called; "" for the last part of the uri."""
+    weight: str = "1"
+    """How often its train documents are taken: "2" twice, "0.5" every other one; exact, so a string."""
+    licence: str = ""
+    """A note for the card, such as CC-BY-4.0."""
+    format: str = ""
+    """text, html, jsonl, csv, parquet or arrow, for all of its files; "" goes by each file's suffix."""
+    cut: str = "pages"
+    """What a document of a text file is: pages (cut at blank lines), the whole file, a paragraph or a line."""
     text_key: str = "text"
-    """Key or column that holds the text, where there are keys."""
+    """Key or column that holds the text, where there are keys; dotted where it lies deeper."""
+    encoding: str = "utf-8"
+    """Of text, html, jsonl and csv."""
     budget_bytes: int = 0
     """Stop when this many bytes of text have been kept; 0 takes all."""
+
+    def __post_init__(self) -> None:
+        self._check_weight()
+        for key, value, known in (("format", self.format, ("", *FORMATS)), ("cut", self.cut, CUTS)):
+            if value not in known:
+                raise UsageError(f"corpus.sources.{key} is {value!r}; use {', '.join(filter(None, known))}.")
+        try:
+            codec = codecs.lookup(self.encoding)
+        except (LookupError, ValueError):
+            codec = None
+        if codec is None or not codec._is_text_encoding or codec.incrementaldecoder is None:
+            raise UsageError(
+                f"corpus.sources.encoding is {self.encoding!r}, which Python does not know; try utf-16 or cp1252."
+            )
+        if not self.text_key:
+            raise UsageError("corpus.sources.text_key is empty; name the key or column that holds the text.")
+        if "@" in (authority := self.uri.partition("://")[2].partition("/")[0]) and ":" in authority.partition("@")[0]:
+            raise UsageError(
+                f"The source {remotes.without_secrets(self.uri)} has a password in its address, which would be written "
+                "down with the recipe; give it by the environment instead."
+            )
+        if self.budget_bytes < 0:
+            raise UsageError(f"corpus.sources.budget_bytes is {self.budget_bytes}; use 0 to take all.")
+
+    def _check_weight(self) -> None:
+        try:
+            weight = Fraction(self.weight)
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(
+                f"corpus.sources.weight is {self.weight!r}; write a number such as 2, 0.5 or 3/2."
+            ) from None
+        if weight <= 0:
+            raise UsageError(
+                f"corpus.sources.weight is {self.weight} for {self.uri}; remove the source, or give more than 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -50,9 +112,10 @@ class Surveyed:
 
     source: Source
     kind: str
+    """files, remote, save_to_disk, hub, installed-docs."""
     items: tuple[Item, ...]
     skipped: dict[str, int]
-    """Suffix -> number of files that maskmill does not read."""
+    """Suffix, or the reason in brackets -> number of files that maskmill does not read."""
     digest: str
 
 
@@ -63,7 +126,7 @@ def survey(sources: Sequence[Source], store_root: Path) -> list[Surveyed]:
     """
     if not sources:
         raise UsageError("corpus.sources is empty; name at least one file, folder or glob.")
-    memory = _Memory(store_root)
+    memory = Memory(store_root)
     surveyed: list[Surveyed] = []
     names: set[str] = set()
     for source in sources:
@@ -73,188 +136,165 @@ def survey(sources: Sequence[Source], store_root: Path) -> list[Surveyed]:
             number += 1
             unique = f"{name}-{number}"
         names.add(unique)
-        source = replace(source, name=unique)
-        surveyed.append(_survey_one(source, memory))
+        surveyed.append(_survey_one(replace(source, name=unique), memory))
     memory.save()
     return surveyed
 
 
-def _survey_one(source: Source, memory: "_Memory") -> Surveyed:
-    if source.uri.partition(":")[0] == "installed-docs":
-        files, identities = installed_docs.survey(source.uri.partition(":")[2])
+def _survey_one(source: Source, memory: Memory) -> Surveyed:
+    scheme, _, rest = source.uri.partition(":")
+    if scheme == "installed-docs":
+        files, identities = installed_docs.survey(rest)
         items = [Item(one.kind, one.path, f"{source.name}/{one.label}", one.digest, one.size) for one in files]
         return Surveyed(source, "installed-docs", tuple(items), {}, digest_of(identities))
-    if source.uri.startswith("hf:") and not Path(source.uri[3:]).exists():
-        item = _hub_item(source)
+    if remotes.is_remote(source.uri):
+        return _remote_files(source)
+    if scheme == "hf" and not Path(rest).exists():
+        address, revision = hub.resolved(source.uri)
+        item = Item("hub", address, source.name, revision, 0, source.text_key)
         return Surveyed(source, "hub", (item,), {}, digest_of([item.path, item.digest]))
-    if source.uri.startswith("hf:"):
-        kind, root = "save_to_disk", Path(source.uri[3:])
-        found = _saved_dataset(source, root)
-        skipped: dict[str, int] = {}
-    else:
-        kind = "files"
-        root, found, skipped = _local_files(source)
-    digests = memory.digests([path for path, _ in found])
-    items = []
-    for (path, file_kind), (digest, size) in zip(found, digests):
-        relative = path.relative_to(root).as_posix() if path != root else ""
-        label = _printable(f"{source.name}/{relative}" if relative else source.name)
-        items.append(Item(file_kind, str(path), label, digest, size, source.text_key))
-    # How a file is read follows from its suffix, and a source that is one file with a name of its own hides that.
-    what = [[one.kind, one.path.endswith(".gz"), one.label, one.digest] for one in items]
-    return Surveyed(source, kind, tuple(items), skipped, digest_of(what))
+    if scheme == "hf":
+        root, files_ = hub.saved(source.uri)
+        return _local_items(source, "save_to_disk", root, [(path, "arrow") for path in files_], Counter(), memory)
+    return _local_files(source, memory)
 
 
-def _printable(name: str) -> str:
-    """File names are bytes; those that are not UTF-8 are written with backslashes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _surveyed(source: Source, kind: str, items: Sequence[Item], skipped: Counter[str]) -> Surveyed:
+    # How a file is read follows from its suffix too, and a source that is one file with a name of its own hides that.
+    what = [[one.kind, suffix_of(file_name(one)), one.label, one.digest] for one in items]
+    return Surveyed(source, kind, tuple(items), dict(sorted(skipped.items())), digest_of(what))
 
 
 def _default_name(uri: str) -> str:
-    if uri.partition(":")[0] in ("installed-docs", "hf"):
-        scheme, _, rest = uri.partition(":")
-        return scheme if scheme == "installed-docs" else Path(rest.partition("@")[0]).name.partition(":")[0]
-    path = Path(uri).expanduser()
-    return (path if path.exists() else _static_part(path)).resolve().name or "root"
+    scheme, _, rest = uri.partition(":")
+    if scheme == "installed-docs":
+        return scheme
+    if remotes.is_remote(uri):
+        path = remotes.without_secrets(uri).partition("://")[2].partition("::")[0]
+        parts = [part for part in path.split("/") if part]
+        plain = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
+        return parts[:plain][-1] if plain else scheme
+    if scheme == "hf":
+        return Path(rest.partition("@")[0]).name.partition(":")[0]
+    path_ = Path(os.path.expanduser(remotes.local(uri)))
+    return (path_ if os.path.exists(path_) else folders.static_part(path_)).resolve().name or "root"
 
 
-# Local files
+# Which files, and what they are read as
 
 
-def _local_files(source: Source) -> tuple[Path, list[tuple[Path, str]], dict[str, int]]:
-    """(root, [(file, kind)] in order, what was skipped)."""
-    path = Path(source.uri).expanduser()
-    if path.is_file():
-        return path, [(path, _kind(path) or "text")], {}
-    if path.is_dir():
-        root, candidates = path, list(_walk(path))
-    elif glob.has_magic(source.uri):
-        root = _static_part(path)
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        inside = [one for match in matches for one in (_walk(match) if match.is_dir() else [match])]
-        candidates = list(dict.fromkeys(inside))
+def file_name(item: Item) -> str:
+    """Its path, without the query of a URL."""
+    return item.path.partition("?")[0] if item.remote else item.path
+
+
+def suffix_of(name: str) -> str:
+    """.txt, or .txt.gz where it is packed; in small letters."""
+    path = Path(name.lower())
+    return Path(path.stem).suffix + path.suffix if path.suffix in SUFFIXES else path.suffix
+
+
+def kind_of(name: str) -> str | None:
+    """What a file is read as, by its suffix; None where that says nothing."""
+    suffix = suffix_of(name)
+    plain = suffix if suffix in KINDS else os.path.splitext(suffix)[0]
+    kind = KINDS.get(plain)
+    return None if kind in COLUMNS and plain != suffix else kind
+
+
+def _chosen(source: Source, names: Sequence[str], single: bool, skipped: Counter[str]) -> list[str]:
+    """The kind of each file, "" for what is passed over. Raises UsageError where nothing is left."""
+    if source.format:
+        kinds: list[str] = [FORMATS[source.format]] * len(names)
+    elif single:
+        kinds = [kind_of(names[0]) or _as_text(source, names[0])]
     else:
-        raise UsageError(f"The source {source.uri} does not exist; give a file, a folder or a quoted glob.")
-    kinds = [(one, _kind(one)) for one in candidates]
-    found = [(one, kind) for one, kind in kinds if kind]
-    skipped = Counter(one.suffix or "(no suffix)" for one, kind in kinds if not kind)
-    if not found:
-        there = ", ".join(f"{number} × {suffix}" for suffix, number in skipped.most_common(5)) or "no file at all"
-        raise UsageError(f"The source {source.uri} holds no {' '.join(KINDS)} file (there: {there}).")
-    return root, found, dict(sorted(skipped.items()))
+        kinds = [kind_of(name) or "" for name in names]
+        skipped.update(suffix_of(name) or "(no suffix)" for name, kind in zip(names, kinds) if not kind)
+    if not any(kinds):
+        there = ", ".join(f"{number} × {what}" for what, number in skipped.most_common(5)) or "no file at all"
+        uri = remotes.without_secrets(source.uri)
+        raise UsageError(
+            f"The source {uri} holds no {' '.join(KINDS)} file (there: {there}); set its format otherwise."
+        )
+    return kinds
 
 
-def _kind(path: Path) -> str | None:
-    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    kind = KINDS.get(suffix.lower())
-    return None if kind == "parquet" and path.suffix.lower() == ".gz" else kind
+def _as_text(source: Source, name: str) -> str:
+    suffix = suffix_of(name)
+    if KINDS.get(os.path.splitext(suffix)[0]) in COLUMNS:
+        raise UsageError(f"The source {source.uri} is {suffix}, columns that are packed once more; unpack it.")
+    _say_once(
+        f"corpus: {remotes.without_secrets(source.uri)} is read as text; if it is something else, set its format: "
+        f"{', '.join(FORMATS)}."
+    )
+    return "text"
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files below a folder, in the order of their names. Hidden ones are passed over; folder links are not followed."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+@cache
+def _say_once(line: str) -> None:
+    say(line)
 
 
-def _static_part(pattern: Path) -> Path:
-    """The folder before the first part with a wildcard."""
-    parts = pattern.parts
-    first = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return Path(*parts[:first])
+def _local_files(source: Source, memory: Memory) -> Surveyed:
+    uri = remotes.local(source.uri)
+    found = folders.find(uri)
+    if not source.format and hub.is_saved(os.path.expanduser(uri)):
+        raise UsageError(f"The source {source.uri} is a save_to_disk folder of datasets; write hf:{uri}.")
+    single = found.files == [found.root]
+    kinds = _chosen(source, [path.name for path in found.files], single, found.passed)
+    files = [(path, kind) for path, kind in zip(found.files, kinds) if kind]
+    return _local_items(source, "files", found.root, files, found.passed, memory)
 
 
-# Hugging Face
+def _local_items(
+    source: Source, kind: str, root: Path, files: Sequence[tuple[Path, str]], skipped: Counter[str], memory: Memory
+) -> Surveyed:
+    items = []
+    for (path, file_kind), known in zip(files, memory.digests([path for path, _ in files])):
+        label = _label(source, path.relative_to(root).as_posix() if path != root else "")
+        items.append(
+            Item(
+                file_kind,
+                str(path),
+                label,
+                known.digest,
+                known.size,
+                source.text_key,
+                source.cut,
+                source.encoding,
+                known.stamp,
+            )
+        )
+    return _surveyed(source, kind, items, skipped)
 
 
-def _saved_dataset(source: Source, root: Path) -> list[tuple[Path, str]]:
-    """The Arrow files of a `save_to_disk` folder, split after split, in the order of its state.json."""
-    states = sorted(root.glob("state.json")) or sorted(root.glob("*/state.json"))
-    try:
-        listed = [(path.parent, json.loads(path.read_bytes())["_data_files"]) for path in states]
-        files = [folder / one["filename"] for folder, entries in listed for one in entries]
-    except (ValueError, KeyError, TypeError):
-        files = []
-    if not files:
-        raise UsageError(f"The source {source.uri} is no save_to_disk folder of datasets; give the path without hf:.")
-    return [(path, "arrow") for path in files]
+def _remote_files(source: Source) -> Surveyed:
+    found, skipped = remotes.find(source.uri)
+    single = len(found) == 1 and not found[0].name
+    names = [one.name or one.url.partition("?")[0] for one in found]
+    items = []
+    for one, kind in zip(found, _chosen(source, names, single, skipped)):
+        if kind:
+            one = remotes.identified(one)
+            label = _label(source, one.name)
+            items.append(
+                Item(
+                    kind,
+                    one.url,
+                    label,
+                    one.identity,
+                    one.size,
+                    source.text_key,
+                    source.cut,
+                    source.encoding,
+                    remote=True,
+                )
+            )
+    return _surveyed(source, "remote", items, skipped)
 
 
-def _hub_item(source: Source) -> Item:
-    from huggingface_hub import HfApi
-
-    address, _, revision = source.uri[3:].partition("@")
-    name = address.partition(":")[0]
-    try:
-        resolved = HfApi().dataset_info(name, revision=revision or None, timeout=30).sha
-    except Exception as error:  # the hub's client raises its own, httpx's and urllib's errors
-        said = (str(error).strip() or type(error).__name__).split("\n", 1)[0][:160]
-        raise UsageError(f"The source {source.uri} is neither a folder nor found on the hub ({said}).") from None
-    return Item("hub", address, f"{source.name}", str(resolved), 0, source.text_key)
-
-
-# Digests
-
-
-class _Memory:
-    """Digests of files by absolute path, size, mtime and inode. Losing it costs time only."""
-
-    def __init__(self, store_root: Path) -> None:
-        self.path = store_root / MEMORY
-        self.known: dict[str, list[int | str]] = {}
-        with suppress(OSError, ValueError):
-            known = json.loads(self.path.read_bytes())
-            self.known = known if isinstance(known, dict) else {}
-        self.changed = False
-
-    def digests(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
-        """(sha256, size) of each file; the reason in place of the digest where a file cannot be read."""
-        found: list[tuple[str, int] | None] = [None] * len(paths)
-        unknown: list[tuple[int, os.stat_result]] = []
-        for number, path in enumerate(paths):
-            try:
-                state = path.stat()
-            except OSError:
-                found[number] = ("unreadable", 0)
-                continue
-            entry = self.known.get(str(path.absolute()))
-            if not stat.S_ISREG(state.st_mode):  # a pipe or a device would block or never end
-                found[number] = ("not a regular file", 0)
-            elif entry and entry[:-1] == _stamp(state):
-                found[number] = (str(entry[-1]), state.st_size)
-            else:
-                unknown.append((number, state))
-        for number, state, digest in self._hash(paths, unknown):
-            found[number] = (digest, state.st_size)
-        return [one for one in found if one is not None]
-
-    def _hash(
-        self, paths: Sequence[Path], unknown: list[tuple[int, os.stat_result]]
-    ) -> Iterator[tuple[int, os.stat_result, str]]:
-        total = sum(state.st_size for _, state in unknown)
-        with progress("digests", total / 1e6, "MB") if total > NOISY_BYTES else nullcontext() as bar:
-            for number, state in unknown:
-                try:
-                    digest = file_digest(paths[number])
-                except OSError:
-                    digest = "unreadable"
-                else:
-                    self._remember(paths[number], state, digest)
-                yield number, state, digest
-                if bar is not None:
-                    bar.advance(state.st_size / 1e6)
-
-    def _remember(self, path: Path, state: os.stat_result, digest: str) -> None:
-        if time.time() - state.st_mtime > SETTLED:
-            self.known[str(path.absolute())] = [*_stamp(state), digest]
-            self.changed = True
-
-    def save(self) -> None:
-        if self.changed and self.path.parent.is_dir():
-            with suppress(OSError):
-                write_atomic(self.path, json.dumps(self.known, indent=0).encode())
-
-
-def _stamp(state: os.stat_result) -> list[int | str]:
-    """What changes when a file does. The modification time alone can be set back; the change time cannot."""
-    return [state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns]
+def _label(source: Source, relative: str) -> str:
+    """File names are bytes; those that are not UTF-8 are written with backslashes."""
+    name = f"{source.name}/{relative}" if relative else source.name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,17 +1,12 @@
 """Bytes of a source file as lines, and the names of what can be wrong with them."""
 
-import codecs
-import gzip
 import io
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import UsageError
 
 CHUNK = 1 << 20
-FREE_EXPANSION = 64 << 20
-"""Bytes that a gzip file may unpack to, whatever its ratio."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +19,15 @@ class Limits:
     """A longer text of a JSON line or a Parquet row is cut the same way."""
     line_bytes: int = 16 << 20
     """A longer line is refused without being held in memory."""
-    gzip_ratio: int = 200
-    """A gzip file that unpacks to more than this times its size is a bomb: it is read no further."""
+    archive_ratio: int = 200
+    """A packed file that unpacks to more than this times its size is a bomb: it is read no further."""
 
     def __post_init__(self) -> None:
         for name, least in (
             ("document_characters", 64),
             ("record_characters", 64),
             ("line_bytes", 64),
-            ("gzip_ratio", 1),
+            ("archive_ratio", 1),
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"corpus.limits.{name} is {getattr(self, name)}; use at least {least}.")
@@ -43,19 +38,30 @@ class Item:
     """One file of a source."""
 
     kind: str
-    """text, records, parquet, arrow, hub, python, metadata, topics."""
+    """text, html, records, csv, parquet, arrow, hub, python, metadata, topics."""
     path: str
+    """A local path, or a URL where it is remote."""
     label: str
     """Source name and relative path: the column `source`."""
     digest: str
-    """sha256 of the file, hex; or why there is none."""
+    """sha256, hex; of a remote file its ETag or version, of a hub dataset its revision; or why there is none."""
     size: int
     text_key: str = "text"
+    """Dotted path of the text, where there are keys."""
+    cut: str = "pages"
+    """What a document of a text file is: pages, file, paragraph, line."""
+    encoding: str = "utf-8"
+    """Of text, html, records and csv."""
+    stamp: tuple[int, ...] = ()
+    """size, mtime_ns, inode and ctime_ns of a local file when its digest was taken; () where they prove nothing."""
+    remote: bool = False
+    stop_bytes: int = 0
+    """Reading may stop once it has yielded this much text; 0 reads all."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Document:
-    """A normalised text. `offset` counts bytes of the (unpacked) file, or rows where the file has rows."""
+    """A text as it stands in the file. `offset` counts bytes of the (unpacked) file, or rows where it has rows."""
 
     text: str
     offset: int
@@ -78,35 +84,6 @@ class Broken(Exception):
     def __init__(self, reason: str, detail: str, offset: int = 0, size: int = 0) -> None:
         super().__init__(reason)
         self.reject = Reject(reason, offset, size, None, detail)
-
-
-def chunks(item: Item, limits: Limits) -> Iterator[bytes]:
-    """The bytes of a file, unpacked where it is gzip. Raises Broken."""
-    with open(item.path, "rb") as raw:
-        magic = raw.read(4)
-        raw.seek(0)
-        if magic[:2] != b"\x1f\x8b":
-            if item.path.endswith(".gz"):
-                raise Broken("not_gzip", "no gzip magic bytes under a name that ends in .gz", 0, item.size)
-            if magic[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or magic == codecs.BOM_UTF32_BE:
-                raise Broken("utf16", "byte order mark of UTF-16 or UTF-32; convert it to UTF-8", 0, item.size)
-            yield from iter(lambda: raw.read(CHUNK), b"")
-            return
-        total = 0
-        with gzip.GzipFile(fileobj=raw) as file:
-            while True:
-                try:
-                    chunk = file.read1(CHUNK)
-                except EOFError:
-                    raise Broken("truncated_gzip", "the file ends before its end mark", total) from None
-                except (gzip.BadGzipFile, zlib.error) as error:
-                    raise Broken("broken_gzip", str(error), total, item.size - raw.tell()) from None
-                total += len(chunk)
-                if total > FREE_EXPANSION and total > limits.gzip_ratio * max(raw.tell(), 1):
-                    raise Broken("gzip_bomb", f"unpacks to more than {limits.gzip_ratio} times its size", total)
-                if not chunk:
-                    return
-                yield chunk
 
 
 @dataclass(frozen=True)
