@@ -3,42 +3,41 @@
 One bad byte or line never loses the rest of a file, and nothing passes silently:
 
     text (.txt .md .rst)    a line that is not UTF-8 is refused, the others stay; where more than one line in ten is
-                            not, the whole file is (it has another encoding)
+                            not, and one of them near the start, the whole file is (it has another encoding)
     records (.jsonl)        a bad line is refused, the others stay
-    gzip                    told by its magic bytes; what was unpacked before the damage stays
+    csv                     a bad record is refused, the others stay
     Parquet                 a row group that cannot be decoded is refused, the others stay
+    packed files            told by their magic bytes; what was unpacked before the damage stays
+    html                    one page, one document: it is taken or refused
 """
 
-import codecs
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
+from . import remotes
+from .archives import chunks
 from .artifacts import file_digest
-from .cleaning import assemble, cut, normalise, prose, unwrap
+from .blocks import blocks
+from .columns import arrow, parquet
 from .errors import DataError
 from .installed_docs import documentation
-from .records import arrow, hub, parquet, record, records
-from .streams import (
-    Broken,
-    Document,
-    Item,
-    Limits,
-    Line,
-    Reject,
-    chunks,
-    first_line,
-    invalid,
-    lines,
-    too_long,
-    universal,
-)
+from .markup import html
+from .pages import cut, each, pages
+from .prose import prose
+from .records import hub, record, records
+from .streams import Broken, Document, Item, Limits, Reject, first_line, lines, universal
+from .tables import delimited
 
-BLOCK = 1 << 16
-"""Bytes of text without a blank line that are looked at together."""
+HEAD = 1 << 20
+"""Bytes that are looked at before a text file is taken for one."""
 PROSE_CHARACTERS = 150
 """A docstring with less prose than this is left out."""
 DOCUMENTATION = ("python", "metadata", "topics")
+CHANGED = "{} changed while the corpus was being made; run again."
 
 
 def documents(item: Item, limits: Limits) -> Iterator[Document | Reject]:
@@ -49,93 +48,84 @@ def documents(item: Item, limits: Limits) -> Iterator[Document | Reject]:
     if item.kind == "hub":
         yield from hub(item, limits)
         return
-    if len(item.digest) != 64:
+    if len(item.digest) != 64 and not item.remote:
         yield Reject("unreadable", bytes=item.size, detail=item.digest)
         return
     try:
-        if file_digest(Path(item.path)) != item.digest:
+        before = () if item.remote else _stamp(item.path)
+        if not item.remote and not _unchanged(item, before):
             if item.kind not in DOCUMENTATION:
-                raise DataError(f"{item.path} changed while the corpus was being made; run again.")
+                raise DataError(CHANGED.format(item.path))
             yield Reject("changed_since_install", bytes=item.size)
             return
         found = False
-        for event in READERS[item.kind](item, limits):
-            found = True
-            yield event
-        if not found and item.kind not in DOCUMENTATION:
-            yield Reject("empty_file", bytes=item.size)
-    except Broken as broken:
-        yield broken.reject
+        try:
+            for event in READERS[item.kind](item, limits):
+                found = True
+                yield event
+            if not found and item.kind not in DOCUMENTATION:
+                yield Reject("empty_file", bytes=item.size)
+        except Broken as broken:
+            yield broken.reject
+        if remotes.identity_of(item.path) != item.digest if item.remote else _stamp(item.path) != before:
+            raise DataError(CHANGED.format(item.label if item.remote else item.path))
     except OSError as error:
         if item.kind not in DOCUMENTATION:  # it was readable a moment ago, when the key was made
-            raise DataError(f"{item.path} cannot be read any more ({error.strerror}); run again.") from error
+            why = error.strerror or first_line(error)
+            raise DataError(f"{item.label} cannot be read any more ({why}); run again.") from error
         yield Reject("unreadable", bytes=item.size, detail=error.strerror or type(error).__name__)
 
 
+def _stamp(path: str) -> tuple[int, ...]:
+    """What changes when a file does; () for a pipe or a device. A modification time can be set back, ctime cannot."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        return ()
+    return state.st_size, state.st_mtime_ns, state.st_ino, state.st_ctime_ns
+
+
+def _unchanged(item: Item, stamp: tuple[int, ...]) -> bool:
+    """Is it the file whose digest was taken? Hashes it only where its stamp proves nothing."""
+    if not stamp or item.stamp:
+        return stamp != () and stamp == item.stamp
+    return file_digest(Path(item.path)) == item.digest
+
+
 def _text(item: Item, limits: Limits) -> Iterator[Document | Reject]:
-    refused = _other_encoding(item, limits)
+    head, stream = _head(chunks(item, limits))
+    refused = _other_kind(head, item, limits)
     if refused:
         yield refused
         return
-    rejects: list[Reject] = []
-    for offset, text in assemble(_paragraphs(item, limits, rejects), limits.document_characters):
-        yield Document(text, offset)
-    yield from rejects
+    paragraphs = blocks(stream, limits, wrap=item.cut != "line", lone=item.cut == "line")
+    if item.cut in ("paragraph", "line"):
+        yield from each(paragraphs, limits.record_characters)
+    else:
+        yield from pages(paragraphs, limits.record_characters if item.cut == "file" else limits.document_characters)
 
 
-def _paragraphs(item: Item, limits: Limits, rejects: list[Reject]) -> Iterator[tuple[int, str]]:
-    """(offset, paragraph) of a text file; what is refused goes to the list."""
-    block: list[tuple[Line, bytes]] = []
-    size = 0
+def _head(stream: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes of a stream, and the whole of it."""
+    head: list[bytes] = []
+    rest = stream
     try:
-        for line in lines(chunks(item, limits), universal, limits.line_bytes):
-            if line.data is None:
-                rejects.append(too_long(line, limits))
-            elif line.data.strip():
-                block.append((line, line.data))
-                size += line.size
-            if block and (size > BLOCK or line.data is None or not line.data.strip()):
-                yield from _paragraph(block, rejects)
-                block, size = [], 0
+        while sum(map(len, head)) < HEAD and (chunk := next(stream, None)) is not None:
+            head.append(chunk)
     except Broken as broken:
-        rejects.append(broken.reject)
-    if block:
-        yield from _paragraph(block, rejects)
+        rest = _raising(broken)
+    return b"".join(head), chain(head, rest)
 
 
-def _paragraph(block: list[tuple[Line, bytes]], rejects: list[Reject]) -> Iterator[tuple[int, str]]:
-    try:
-        text = b"".join(data for _, data in block).decode()
-    except UnicodeDecodeError:
-        text = ""
-        for line, data in block:
-            try:
-                text += data.decode()
-            except UnicodeDecodeError as error:
-                rejects.append(invalid(line.offset, line.size, line.number, error))
-    text = unwrap(normalise(text))
-    if text:
-        yield block[0][0].offset, text
+def _raising(broken: Broken) -> Iterator[bytes]:
+    raise broken
+    yield
 
 
-def _other_encoding(item: Item, limits: Limits) -> Reject | None:
-    """Refuses a whole file that is not UTF-8 text: a first pass over it, at memory speed when all is well."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    zeros = size = 0
-    decodes = False
-    try:
-        for chunk in chunks(item, limits):
-            zeros, size = zeros + chunk.count(0), size + len(chunk)
-            decoder.decode(chunk)
-        decoder.decode(b"", final=True)
-        decodes = True
-    except Broken:
-        decodes = True  # the second pass says what is wrong
-    except UnicodeDecodeError:
-        pass
-    if zeros * 10 > size:
+def _other_kind(head: bytes, item: Item, limits: Limits) -> Reject | None:
+    """Refuses a whole file that is not UTF-8 text. It is read twice only where its head has a line that is not."""
+    if head.count(0) * 10 > len(head):
         return Reject("binary", 0, item.size, None, "more than one byte in ten is zero")
-    if decodes:
+    if _decodes(head) or all(map(_decodes, universal(head)[:-1])):  # the last line may go on behind the head
         return None
     bad = total = 0
     with suppress(Broken):
@@ -145,13 +135,12 @@ def _other_encoding(item: Item, limits: Limits) -> Reject | None:
                 bad += not _decodes(line.data)
     if bad <= 1 or bad * 10 <= total:  # one bad line never loses the others, however few they are
         return None
-    return Reject("not_utf8", 0, item.size, None, f"{bad} of {total} lines are not UTF-8; convert the file to UTF-8")
+    return Reject("not_utf8", 0, item.size, None, f"{bad} of {total} lines are not UTF-8; set the source's `encoding`")
 
 
 def _decodes(data: bytes) -> bool:
     try:
-        data.decode()
-        return True
+        return data.isascii() or data.decode() is not None
     except UnicodeDecodeError:
         return False
 
@@ -160,7 +149,7 @@ def _documentation(item: Item, limits: Limits) -> Iterator[Document | Reject]:
     """Prose of installed documentation. A docstring without any is counted, not quarantined: it is not damaged."""
     try:
         for offset, raw in documentation(item.kind, Path(item.path)):
-            text = normalise(prose(raw))
+            text = prose(raw)
             if len(text) < PROSE_CHARACTERS:
                 yield Reject("not_prose", offset, len(raw.encode(errors="surrogatepass")))
                 continue
@@ -172,7 +161,9 @@ def _documentation(item: Item, limits: Limits) -> Iterator[Document | Reject]:
 
 READERS: dict[str, Callable[[Item, Limits], Iterator[Document | Reject]]] = {
     "text": _text,
+    "html": html,
     "records": records,
+    "csv": delimited,
     "parquet": parquet,
     "arrow": arrow,
     "python": _documentation,
