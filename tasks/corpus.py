@@ -1,45 +1,53 @@
-"""Stage 1: sources become documents in Parquet, and the books of what was refused.
+"""Stage 1: sources become documents in Parquet, the books of what was refused, and a card to look at.
 
-    sources ─► units of files, read in parallel ─► in order: duplicates out, budget ─► documents-00000.parquet …
-                                        └─► quarantine.jsonl
+    survey ─► read and clean each file, in parallel, kept per file ─► select, in order ─► documents-00000.parquet …
+              packs.py: a new file costs only itself                   selection.py       card.html card.json
+                        └─► quarantine.jsonl
 
-Each unit (a large file, or several small ones) is read into scratch, with a receipt, so that a killed run loses no more
-than the units in work. One process then takes them in order: the result is the same for any number of workers.
+The result is the same for any number of workers, any kind of pool and any order of finishing; a killed run loses no
+more than the files and parts in work. Memory is bounded by the config: of a document a few bytes are held, of a file
+about a kilobyte, beside `memory_bytes` and what each process works on.
 
-Documents are counted when they are read and again when they are written: in = kept + each reject reason, per source,
-and the same for bytes; the stage fails if that is off. Bytes are those of the normalised text in UTF-8; for what never
-became a text, those of the line, row or file that was refused.
+Documents, bytes and characters are counted when they are read and again when they are written: in = kept + each reject
+reason + what cleaning took off, per source; the stage fails if that is off (books.py).
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from .artifacts import Built, Identity, Manifest, Store, Workspace, finish_unit, finished_unit
-from .cleaning import document_id, split_of
+from . import corpus_card, merging, packs
+from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, write_atomic
+from .books import is_fault
+from .cleaning import Cleaner, Cleaning, engines
 from .errors import DataError, UsageError
+from .findings import card
 from .hardware import thread_count
-from .merging import COUNTED_ONLY, Books, Merge, Writer
-from .parallel import in_order
-from .progress import progress, say
+from .leakage import Probe
+from .minhash import NearDuplicates
+from .packs import Manner, Reading
+from .parallel import Pool, in_order, processes
+from .progress import Bar, progress, say
 from .reading import documents
+from .selection import SPLITS, Decided, Selection
 from .sources import Source, Surveyed, survey
 from .streams import Document, Item, Limits
+from .units import read_unit, units
 
 STAGE = "corpus"
-VERSION = 1
-NOT_IDENTITY = {"workers"}
-SPLITS = ("train", "validation", "test")
+VERSION = 2
+NOT_IDENTITY = {"workers", "memory_bytes"}
+FOLDER = ".packs"
 
-UNIT_BYTES = 4 << 20
-UNIT_FILES = 256
 SMALL_BYTES = 8 << 20
 """Less than this is read in this process: starting others would take longer."""
 
@@ -50,16 +58,24 @@ class CorpusConfig:
 
     sources: tuple[Source, ...]
     """Read in this order; of equal documents the first is kept."""
-    min_characters: int = 64
-    """A shorter document is dropped."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    """What is done to each text, and which ones are dropped."""
+    near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
+    """What counts as a near copy."""
+    evaluation_files: tuple[Source, ...] = ()
+    """Texts that models will be judged by: train documents that share 13 words in a row with one are dropped."""
     validation: str = "0.05"
     """Share of documents held out for validation; exact, so a string: "0.05" or "1/20"."""
     test: str = "0.05"
     """Share of documents held out for test."""
+    max_bad_fraction: str = "0.5"
+    """The run stops where a larger share of a source's documents is damaged (not merely dropped)."""
     limits: Limits = field(default_factory=Limits)
     """Where texts are cut, and from where on a thing is refused as too large."""
     workers: int = 0
     """Reading processes; 0 takes one per core. Does not change the result."""
+    memory_bytes: int = 1 << 30
+    """What looking for duplicates may take, about; more documents than fit are looked at in several passes."""
 
 
 def identity(config: CorpusConfig, store_root: Path) -> Identity:
@@ -68,195 +84,247 @@ def identity(config: CorpusConfig, store_root: Path) -> Identity:
     Raises UsageError for a source that does not exist or a share that is none.
     """
     _fractions(config)
-    return _identity(config, survey(config.sources, store_root))
+    return _identity(config, survey(config.sources, store_root), _survey_evaluation(config, store_root))
 
 
-def _identity(config: CorpusConfig, surveyed: Sequence[Surveyed]) -> Identity:
+def _survey_evaluation(config: CorpusConfig, store_root: Path) -> list[Surveyed]:
+    return survey(config.evaluation_files, store_root) if config.evaluation_files else []
+
+
+def _identity(config: CorpusConfig, surveyed: Sequence[Surveyed], evaluation: Sequence[Surveyed]) -> Identity:
     values = {key: value for key, value in asdict(config).items() if key not in NOT_IDENTITY}
     # The address of a source is no part of the key: the same files elsewhere are the same corpus.
-    values["sources"] = [
-        {"kind": one.kind, **{key: getattr(one.source, key) for key in ("name", "text_key", "budget_bytes")}}
-        for one in surveyed
-    ]
+    for key, some in (("sources", surveyed), ("evaluation_files", evaluation)):
+        values[key] = [_described(one) for one in some]
+    values["engines"] = engines(config.cleaning)
     inputs = {one.source.name: one.digest for one in surveyed}
-    return Identity(STAGE, VERSION, values, inputs)
+    inputs |= {f"evaluation/{one.source.name}": one.digest for one in evaluation}
+    return Identity(STAGE, VERSION, json.loads(canonical(values)), inputs)
 
 
-def corpus(config: CorpusConfig, store: Store) -> tuple[Manifest, bool]:
+def _described(one: Surveyed) -> dict[str, Any]:
+    """A source without its address."""
+    return {"kind": one.kind, **{name: value for name, value in asdict(one.source).items() if name != "uri"}}
+
+
+def corpus(config: CorpusConfig, store: Store, pool: Pool | None = None) -> tuple[Manifest, bool]:
     """Makes the corpus, or finds it made. Returns its manifest and whether it was reused.
 
-    Raises UsageError when a source does not exist, nothing is left, or a split would be empty; DataError when the books
-    do not balance or a file changes while it is read.
+    pool    where files are read and parts written; None for processes of its own
+    Raises UsageError when a source does not exist, nothing is left, or a split would be empty; DataError when too much
+    of a source is damaged, the books do not balance, or a file changes while it is read.
     """
     _fractions(config)
     surveyed = survey(config.sources, store.root)
-    this = _identity(config, surveyed)
-    return store.make(this, lambda work: _build(config, surveyed, work, store.folder(this)), ["pyarrow"])
+    evaluation = _survey_evaluation(config, store.root)
+    this = _identity(config, surveyed, evaluation)
+
+    def build(work: Workspace) -> Built:
+        made = _Making(config, surveyed, evaluation, work, store.root / STAGE / FOLDER)
+        return made.make(pool, store.folder(this))
+
+    return store.make(this, build, ["pyarrow", "numpy"])
 
 
 def _fractions(config: CorpusConfig) -> tuple[Fraction, Fraction]:
     shares = []
-    for name in ("validation", "test"):
+    for name in ("validation", "test", "max_bad_fraction"):
         value = getattr(config, name)
         try:
             share = Fraction(value)
         except (ValueError, ZeroDivisionError):
             raise UsageError(f"corpus.{name} is {value!r}; write a share such as 0.05 or 1/20.") from None
-        if not 0 <= share < 1:
+        if not 0 <= share <= 1 or (share == 1 and name != "max_bad_fraction"):
             raise UsageError(f"corpus.{name} is {value}; it must be at least 0 and below 1.")
         shares.append(share)
-    if sum(shares) >= 1:
-        raise UsageError(f"corpus.validation + corpus.test = {sum(shares)} leaves nothing to train on; lower one.")
+    if shares[0] + shares[1] >= 1:
+        raise UsageError(
+            f"corpus.validation + corpus.test = {shares[0] + shares[1]} leaves nothing to train on; lower one."
+        )
     return shares[0], shares[1]
-
-
-# Units: read in parallel, resumable
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Some files of one source, read by one process."""
-
-    name: str
-    source: int
-    items: tuple[Item, ...]
-    budget_bytes: int
-
-
-def _units(surveyed: Sequence[Surveyed]) -> Iterator[Unit]:
-    """Consecutive files in groups of about UNIT_BYTES: a fsync per small file would cost more than reading it."""
-    number = 0
-    for index, one in enumerate(surveyed):
-        group: list[Item] = []
-        for position, item in enumerate(one.items, 1):
-            group.append(item)
-            full = sum(file.size for file in group) >= UNIT_BYTES or len(group) == UNIT_FILES
-            if full or position == len(one.items):
-                yield Unit(f"unit-{number:06d}", index, tuple(group), one.source.budget_bytes)
-                number, group = number + 1, []
-
-
-def read_unit(unit: Unit, scratch: Path, config: CorpusConfig) -> dict[str, Any]:
-    """Reads the files of a unit into <scratch>/<unit>.parquet and .jsonl, unless an earlier run did.
-
-    Returns the facts of its receipt. It stops by itself when its own text fills the budget of its source.
-    """
-    if (facts := finished_unit(scratch, unit.name)) is not None:
-        return facts
-    validation, test = _fractions(config)
-    books = Books()
-    seen: set[str] = set()
-    stopped = False
-    table, refused = scratch / f"{unit.name}.parquet", scratch / f"{unit.name}.jsonl"
-    with Writer(table, "lz4") as writer, open(refused, "wb") as quarantine:
-        for item, event in _events(unit, config.limits):
-            if isinstance(event, Document):
-                data = event.text.encode()
-                name = document_id(data)
-                reason = _dropped(event.text, name in seen, config)
-                books.take(len(data), reason)
-                if not reason:
-                    seen.add(name)
-                    split = split_of(name, validation, test)
-                    writer.add((name, event.text, item.label, event.offset, split), len(data))
-            else:
-                books.take(event.bytes, event.reason)
-                if event.reason not in COUNTED_ONLY:
-                    line = {"source": item.label, **asdict(event)}
-                    quarantine.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-            if 0 < unit.budget_bytes <= writer.bytes:
-                stopped = True
-                break
-    return finish_unit(scratch, unit.name, [table, refused], {**books.facts(), "stopped": stopped})
-
-
-def _events(unit: Unit, limits: Limits) -> Iterator[tuple[Item, Any]]:
-    for item in unit.items:
-        for event in documents(item, limits):
-            yield item, event
-
-
-def _dropped(text: str, duplicate: bool, config: CorpusConfig) -> str:
-    if not text:
-        return "empty"
-    if len(text) < config.min_characters:
-        return "too_short"
-    return "duplicate" if duplicate else ""
 
 
 # The stage
 
 
-def _build(config: CorpusConfig, surveyed: Sequence[Surveyed], work: Workspace, final: Path) -> Built:
-    for stale in work.folder.glob("documents-*.parquet"):  # of a run that was killed here
-        stale.unlink()
-    units = list(_units(surveyed))
-    small = sum(item.size for unit in units for item in unit.items) < SMALL_BYTES
-    workers = 0 if small else min(config.workers or thread_count(), len(units))
-    merge = Merge(surveyed, work)
-    with progress("corpus", unit="documents") as bar, open(work.folder / "quarantine.jsonl", "wb") as quarantine:
+class _Making:
+    """One making of a corpus."""
 
-        def show() -> None:
-            """A large file takes a while: what is read of it already lies in scratch."""
-            ahead = sum(path.stat().st_size for path in work.scratch.glob("*.parquet"))
-            bar.note(f"{merge.bytes / 1e6:.1f} MB kept, {ahead / 1e6:.1f} MB read")
+    def __init__(
+        self,
+        config: CorpusConfig,
+        surveyed: Sequence[Surveyed],
+        evaluation: Sequence[Surveyed],
+        work: Workspace,
+        store_of_packs: Path,
+    ) -> None:
+        self.config, self.surveyed, self.evaluation, self.work = config, surveyed, evaluation, work
+        how = [VERSION, asdict(config.cleaning), asdict(config.limits), engines(config.cleaning)]
+        near = asdict(config.near_duplicates) if config.near_duplicates.enabled else None
+        probes = [[one.digest, _described(one)] for one in evaluation]
+        self.folder = store_of_packs / digest_of([*how, near, probes])[:32]
+        self.entries: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Key of a file -> its pack and entry, for as long as it may be needed."""
+        digests = Counter(item.digest for one in surveyed for item in one.items)
+        self.repeated = {digest for digest, number in digests.items() if number > 1}
+        self.languages: list[Counter[str]] = [Counter() for _ in surveyed]
 
-        read = partial(read_unit, scratch=work.scratch, config=config)
-        for unit, facts in in_order(units, read, workers, lambda unit: merge.room(unit.source), show):
-            name = unit.name
-            if facts["stopped"] and merge.falls_short(unit.source, name):
-                # Earlier units had part of its text, so its own budget ended it too early: read all of it.
-                name += "-whole"
-                facts = read(replace(unit, name=name, budget_bytes=0))
-            merge.take(unit.source, name, facts)
-            quarantine.write((work.scratch / f"{name}.jsonl").read_bytes())
-            bar.advance(facts["came"][0])
-            show()
-        merge.close()
-    return _account(config, surveyed, merge, final / "quarantine.jsonl")
+    def make(self, pool: Pool | None, final: Path) -> Built:
+        for stale in self.work.folder.glob("documents-*.parquet"):  # of a run that was killed here
+            stale.unlink()
+        with packs.in_use(self.folder), ExitStack() as stack:
+            workers = self._workers()
+            if pool is None or not workers:  # to start a cluster would take longer than the work
+                pool = stack.enter_context(processes(workers))
+            manner, probe = self._manner()
+            selection = self._read(pool, manner)
+            self._refuse_bad(selection, final)
+            near, shares = self.config.near_duplicates, _fractions(self.config)
+            decided = selection.decide(shares, near, bool(manner.probe), self.config.memory_bytes)
+            counts = self._write(pool, decided)
+            return self._account(decided, counts, probe, final)
+
+    def _workers(self) -> int:
+        sizes = [item.size for one in self.surveyed for item in one.items]
+        small = sum(sizes) < SMALL_BYTES and not any(item.remote for one in self.surveyed for item in one.items)
+        return 0 if small else self.config.workers or thread_count()
+
+    def _manner(self) -> tuple[Manner, Probe | None]:
+        """How files are read; the 13-grams of the evaluation sets go through a file, so that every process has them."""
+        manner = Manner(self.config.cleaning, self.config.limits, self.config.near_duplicates)
+        if not self.evaluation:
+            return manner, None
+        path = self.work.scratch / "evaluation.npy"
+        items = [item for one in self.evaluation for item in one.items]
+        events = (event for item in items for event in documents(item, self.config.limits))
+        cleaner = Cleaner(self.config.cleaning)
+        probe = Probe.from_texts(cleaner.clean(event.text).text for event in events if isinstance(event, Document))
+        probe.save(path)
+        return replace(manner, probe=str(path)), probe
+
+    def _read(self, pool: Pool | None, manner: Manner) -> Selection:
+        """Reads all files, new ones in parallel; writes the quarantine."""
+        selection = Selection(self.folder, self.surveyed)
+        total = sum(item.size for one in self.surveyed for item in one.items) / 1e6
+        open_end = any(one.source.budget_bytes or one.kind == "hub" for one in self.surveyed)
+        work = partial(read_unit, folder=self.folder, manner=manner)
+        jobs = units(self.surveyed, packs.index(self.folder))
+        quarantine = open(self.work.folder / "quarantine.jsonl", "wb")  # noqa: SIM115
+        with progress("corpus", None if open_end else total, "MB") as bar, quarantine:
+            show = partial(_show, bar, selection)
+            for unit, (pack, found) in in_order(jobs, work, pool, lambda unit: selection.room(unit.source), show):
+                self.entries |= {key: (pack, entry) for key, entry in found.items()}
+                for key, item in unit.files:
+                    if not selection.room(unit.source):
+                        continue
+                    if key not in self.entries:  # it was asked for by a source whose budget was full before it came
+                        pack, found = packs.read(Reading(packs.name_of([key]), ((key, item),)), self.folder, manner)
+                        self.entries |= {key: (pack, entry) for key, entry in found.items()}
+                    self._take(selection, unit.source, item, key, quarantine)
+                    if item.digest not in self.repeated:
+                        self.entries.pop(key, None)
+                bar.advance(sum(item.size for _, item in unit.files) / 1e6)
+                show()
+        return selection
+
+    def _take(self, selection: Selection, source: int, item: Item, key: str, quarantine: Any) -> None:
+        pack, entry = self.entries[key]
+        selection.take(source, item.label, pack, entry)
+        self.languages[source].update(entry["languages"])
+        start, size = entry["faults"]
+        if size:
+            with open(self.folder / pack / "quarantine.jsonl", "rb") as faults:
+                faults.seek(start)
+                for line in faults.read(size).splitlines():
+                    fault = {"source": item.label, **json.loads(line)}
+                    quarantine.write(json.dumps(fault, sort_keys=True).encode() + b"\n")
+
+    def _refuse_bad(self, selection: Selection, final: Path) -> None:
+        """Raises DataError where too much of a source is damaged: most likely it is not what its owner meant."""
+        for one, books in zip(self.surveyed, selection.books):
+            faults = books.faults()
+            bad = sum(faults.values())
+            if bad > Fraction(self.config.max_bad_fraction) * books.came[0]:
+                raise DataError(
+                    f"{bad} of {books.came[0]} documents of source {one.source.name} are damaged ({_list(faults)}; "
+                    f"see {self.work.folder / 'quarantine.jsonl'}); repair it, check its text_key and format, or raise "
+                    "corpus.max_bad_fraction."
+                )
+
+    def _write(self, pool: Pool | None, decided: Decided) -> Counter[str]:
+        """Writes the documents; returns how many each split has."""
+        scratch = self.work.scratch
+        np.save(scratch / "verdict.npy", decided.verdict)
+        np.save(scratch / "split.npy", decided.split)
+        counts: Counter[str] = Counter()
+        kept = sum(numbers[0] for numbers in decided.kept)
+        work = partial(merging.write_part, folder=self.folder, scratch=scratch)
+        with progress("corpus", kept, "documents written") as bar:
+            for number, (part, written) in enumerate(in_order(merging.parts(decided), work, pool)):
+                path = self.work.folder / f"documents-{number:05d}.parquet"
+                (scratch / f"{part.name}.parquet").rename(path)
+                counts.update(written)
+                bar.advance(sum(written.values()))
+        return counts
+
+    def _account(self, decided: Decided, written: Counter[str], probe: Probe | None, final: Path) -> Built:
+        """Closes the books; says what was refused; draws the card."""
+        pages = [
+            books.page(one.source.name, kept)
+            for one, books, kept in zip(self.surveyed, decided.selection.books, decided.kept)
+        ]
+        total = Counter[str]()
+        rejected = Counter[str]()
+        for one, page in zip(self.surveyed, pages):
+            total.update({key: value for key, value in page.items() if isinstance(value, int)})
+            rejected.update({reason: numbers["documents"] for reason, numbers in page["rejected"].items()})
+            _say_refused(one, page, final)
+        rows = sum(pq.read_metadata(path).num_rows for path in self.work.folder.glob("documents-*.parquet"))
+        if not rows == written.total() == total["documents_kept"]:
+            raise DataError(f"corpus: {rows} documents written, {total['documents_kept']} kept; please report this.")
+        _check_splits(self.config, written, rejected)
+        counts = dict(total) | {f"documents_{split}": written[split] for split in SPLITS} | {"copies": decided.copies}
+        counts |= {f"rejected_{reason}": number for reason, number in sorted(rejected.items())}
+        sources = [
+            {"name": one.source.name, "kind": one.kind, "files": len(one.items), "licence": one.source.licence}
+            for one in self.surveyed
+        ]
+        found = card(asdict(self.config), decided, pages, counts, self.languages, probe)
+        write_atomic(self.work.folder / "card.json", json.dumps(found, indent=1, ensure_ascii=False).encode())
+        write_atomic(self.work.folder / "card.html", corpus_card.render(found).encode())
+        # What was skipped is no part of the key, so it may be no part of the digest either.
+        skipped = {one.source.name: one.skipped for one in self.surveyed if one.skipped}
+        return Built(counts, {"sources": sources, "books": pages}, {"skipped": skipped})
 
 
-def _account(config: CorpusConfig, surveyed: Sequence[Surveyed], merge: Merge, quarantine: Path) -> Built:
-    """Closes the books; says what was refused."""
-    pages = [books.page(one.source.name, kept) for one, books, kept in zip(surveyed, merge.books, merge.kept)]
-    total = Counter[str]()
-    rejected = Counter[str]()
-    for page in pages:
-        total.update({key: page[key] for key in ("documents_in", "documents_kept", "bytes_in", "bytes_kept")})
-        rejected.update({reason: entry["documents"] for reason, entry in page["rejected"].items()})
-        lost = {reason: n["documents"] for reason, n in page["rejected"].items()}
-        if dropped := {reason: n for reason, n in lost.items() if reason in COUNTED_ONLY}:
-            say(f"corpus: {page['source']}: dropped {_list(dropped)}")
-        if faults := {reason: n for reason, n in lost.items() if reason not in COUNTED_ONLY}:
-            say(f"corpus: {page['source']}: quarantined {_list(faults)}; see {quarantine}")
-    for one in surveyed:
-        if one.skipped:
-            say(f"corpus: {one.source.name}: files left unread by their suffix: {_list(one.skipped)}")
-    written = sum(pq.read_metadata(path).num_rows for path in merge.files)
-    if written != total["documents_kept"]:
-        raise DataError(f"corpus: {written} documents written, {total['documents_kept']} kept; please report this.")
-    _check_splits(config, merge.splits, rejected)
-    counts = dict(total) | {f"documents_{split}": merge.splits[split] for split in SPLITS}
-    counts |= {f"rejected_{reason}": number for reason, number in sorted(rejected.items())}
-    sources = [{"name": one.source.name, "kind": one.kind, "files": len(one.items)} for one in surveyed]
-    # What was skipped is no part of the key, so it may be no part of the digest either.
-    skipped = {one.source.name: one.skipped for one in surveyed if one.skipped}
-    return Built(counts, {"sources": sources, "books": pages}, {"skipped": skipped})
+def _show(bar: Bar, selection: Selection) -> None:
+    bar.note(f"{selection.documents:,} documents, {selection.documents / max(bar.seconds, 1e-9):,.0f} documents/s")
+
+
+def _say_refused(one: Surveyed, page: dict[str, Any], final: Path) -> None:
+    lost = {reason: numbers["documents"] for reason, numbers in page["rejected"].items()}
+    if dropped := {reason: number for reason, number in lost.items() if not is_fault(reason)}:
+        say(f"corpus: {page['source']}: dropped {_list(dropped)}")
+    if faults := {reason: number for reason, number in lost.items() if is_fault(reason)}:
+        say(f"corpus: {page['source']}: quarantined {_list(faults)}; see {final / 'quarantine.jsonl'}")
+    if one.skipped:
+        say(f"corpus: {page['source']}: files left unread: {_list(one.skipped)}")
 
 
 def _check_splits(config: CorpusConfig, splits: Counter[str], rejected: Counter[str]) -> None:
     """Raises UsageError for a corpus that nothing can be trained or judged on."""
-    documents = splits.total()
-    if not documents:
+    number = splits.total()
+    if not number:
         why = f" of {rejected.total()} documents: {_list(rejected)}" if rejected else ""
-        raise UsageError(f"Nothing is left{why}; check corpus.sources, their text_key and corpus.min_characters.")
+        raise UsageError(f"Nothing is left{why}; check corpus.sources, their text_key and corpus.cleaning.")
     for split, share in (("train", "1"), ("validation", config.validation), ("test", config.test)):
         if Fraction(share) and not splits[split]:
             raise UsageError(
-                f"None of the {documents} documents falls into the {split} split; give more text, or make "
+                f"None of the {number} documents falls into the {split} split; give more text, or make "
                 f"corpus.limits.document_characters smaller."
             )
 
 
 def _list(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(numbers.items()))
+    """The commonest first."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(numbers.items(), key=lambda one: (-one[1], one[0])))

@@ -1,23 +1,26 @@
-"""The one process that takes what was read, in order: duplicates out, budgets, books, Parquet."""
+"""What was decided becomes Parquet: parts, each written by one process, the same for any number of them."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from .artifacts import Workspace
-from .errors import DataError
-from .sources import Surveyed
+from . import packs
+from .artifacts import finish_unit, finished_unit
+from .selection import KEPT, SPLITS, TRAIN, Decided, times_taken
 
 GROUP_BYTES = 16 << 20
 """Text in a row group: what the writer and the readers hold in memory."""
-FILE_BYTES = 512 << 20
-COUNTED_ONLY = {"empty", "too_short", "duplicate", "repeated", "not_prose", "over_budget"}
-"""Reasons that are no fault of the data: counted in the books, but no line in the quarantine."""
+PART_BYTES = (16 << 20, 512 << 20)
+"""Least and most text of a part; in between, a corpus has PARTS of them."""
+PARTS = 64
+_SPLITS = [name.encode() for name in SPLITS]
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -25,168 +28,118 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("offset", pa.int64()),
         ("split", pa.string()),
+        ("copies", pa.int32()),
     ]
 )
-
-Row = tuple[str, str, str, int, str]
-"""id, text, source, offset, split."""
+"""id: 32 hex digits; source: name and path; offset: in the file; copies: how often training takes the document."""
 
 
-class Books:
-    """documents and bytes: what came in, and what became of it."""
+@dataclass(frozen=True)
+class Piece:
+    """Documents of one file that lie in one pack one after the other."""
 
-    def __init__(self) -> None:
-        self.came = [0, 0]
-        self.rejected: dict[str, list[int]] = {}
-
-    def take(self, size: int, reason: str = "") -> None:
-        """A document (or what should have been one) came in; with a reason, it goes no further."""
-        self.came = [self.came[0] + 1, self.came[1] + size]
-        if reason:
-            self.reject(size, reason)
-
-    def reject(self, size: int, reason: str) -> None:
-        entry = self.rejected.setdefault(reason, [0, 0])
-        entry[0], entry[1] = entry[0] + 1, entry[1] + size
-
-    def add(self, facts: dict[str, Any]) -> None:
-        """Adds the books of a unit."""
-        self.came = [a + b for a, b in zip(self.came, facts["came"])]
-        for reason, numbers in facts["rejected"].items():
-            entry = self.rejected.setdefault(reason, [0, 0])
-            entry[:] = [a + b for a, b in zip(entry, numbers)]
-
-    def facts(self) -> dict[str, Any]:
-        return {"came": self.came, "rejected": self.rejected}
-
-    def page(self, source: str, kept: list[int]) -> dict[str, Any]:
-        """The books of a source, as the manifest has them. Raises DataError when they do not balance."""
-        lost = [sum(entry[unit] for entry in self.rejected.values()) for unit in (0, 1)]
-        if self.came != [kept[0] + lost[0], kept[1] + lost[1]]:
-            raise DataError(
-                f"The books of source {source} do not balance: {self.came} documents and bytes in, {kept} kept, "
-                f"{lost} rejected; please report this."
-            )
-        rejected = {
-            reason: {"documents": entry[0], "bytes": entry[1]} for reason, entry in sorted(self.rejected.items())
-        }
-        return {
-            "source": source,
-            "documents_in": self.came[0],
-            "bytes_in": self.came[1],
-            "documents_kept": kept[0],
-            "bytes_kept": kept[1],
-            "rejected": rejected,
-        }
+    pack: str
+    first: int
+    start: int
+    rows: int
+    label: str
+    weight: str
 
 
-class Writer:
-    """Rows into a Parquet file, a row group at a time."""
+@dataclass(frozen=True)
+class Part:
+    """What goes into one Parquet file."""
 
-    def __init__(self, path: Path, compression: str) -> None:
-        self.file = pq.ParquetWriter(path, SCHEMA, compression=compression, write_page_checksum=True)
-        self.rows: list[Row] = []
-        self.bytes = self.pending = 0
-
-    def add(self, row: Row, size: int) -> None:
-        self.rows.append(row)
-        self.bytes, self.pending = self.bytes + size, self.pending + size
-        if self.pending >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.rows:
-            columns = [pa.array(column, field.type) for column, field in zip(zip(*self.rows), SCHEMA)]
-            self.file.write_table(pa.table(columns, SCHEMA))
-        self.rows, self.pending = [], 0
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self._flush()
-        self.file.close()
+    name: str
+    pieces: tuple[Piece, ...]
 
 
-class Merge:
-    """Takes units in order; drops what an earlier one had; writes documents and quarantine."""
-
-    def __init__(self, surveyed: Sequence[Surveyed], work: Workspace) -> None:
-        self.surveyed, self.work = surveyed, work
-        self.books = [Books() for _ in surveyed]
-        self.kept = [[0, 0] for _ in surveyed]
-        self.splits: Counter[str] = Counter()
-        self.seen: set[bytes] = set()
-        self.paragraphs: set[bytes] = set()
-        self.writer: Writer | None = None
-        self.files: list[Path] = []
-
-    @property
-    def bytes(self) -> int:
-        """Text kept so far, in bytes of UTF-8."""
-        return sum(kept[1] for kept in self.kept)
-
-    def room(self, source: int) -> bool:
-        """Is there room in the budget of a source?"""
-        budget = self.surveyed[source].source.budget_bytes
-        return budget == 0 or self.kept[source][1] < budget
-
-    def falls_short(self, source: int, name: str) -> bool:
-        """Would the unit `name` leave room in the budget, after what earlier ones had is dropped?"""
-        fresh = sum(
-            len(row[1].encode())
-            for row in _rows(self.work.scratch / f"{name}.parquet")
-            if bytes.fromhex(row[0]) not in self.seen
-        )
-        return self.kept[source][1] + fresh < self.surveyed[source].source.budget_bytes
-
-    def take(self, source: int, name: str, facts: dict[str, Any]) -> None:
-        """Takes the unit `name`: its books, and its rows from the scratch."""
-        books, kept = self.books[source], self.kept[source]
-        books.add(facts)
-        for row in _rows(self.work.scratch / f"{name}.parquet"):
-            size = len(row[1].encode())
-            reason = self._rejected(source, row)
-            if reason:
-                books.reject(size, reason)
-            else:
-                self._write(row, size)
-                kept[0], kept[1] = kept[0] + 1, kept[1] + size
-                self.splits[row[4]] += 1
-
-    def _rejected(self, source: int, row: Row) -> str:
-        name = bytes.fromhex(row[0])
-        if name in self.seen:
-            return "duplicate"
-        if not self.room(source):
-            return "over_budget"
-        if self.surveyed[source].kind == "installed-docs" and self._repeats(row[1]):
-            return "repeated"
-        self.seen.add(name)
-        return ""
-
-    def _repeats(self, text: str) -> bool:
-        """Does at least half of a docstring stand in earlier ones? Packages copy them from class to class."""
-        parts = [(blake2b(part.encode(), digest_size=8).digest(), len(part)) for part in text.split("\n\n")]
-        known = sum(size for digest, size in parts if digest in self.paragraphs)
-        self.paragraphs.update(digest for digest, _ in parts)
-        return known * 2 >= sum(size for _, size in parts)
-
-    def _write(self, row: Row, size: int) -> None:
-        if self.writer is None or self.writer.bytes >= FILE_BYTES:
-            self.close()
-            self.files.append(self.work.folder / f"documents-{len(self.files):05d}.parquet")
-            self.writer = Writer(self.files[-1], "zstd")
-        self.writer.add(row, size)
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.__exit__(None)
-            self.writer = None
+def parts(decided: Decided) -> Iterator[Part]:
+    """The corpus in parts of about the same size: documents that follow each other."""
+    kept = sum(numbers[1] for numbers in decided.kept)
+    size = min(max(PART_BYTES[0], kept // PARTS), PART_BYTES[1])
+    pieces: list[Piece] = []
+    number = held = 0
+    for piece in _pieces(decided):
+        rest, ends = piece, _kept_so_far(piece, decided)
+        while rest.rows:
+            # No piece is larger than a row group: its text is held in memory.
+            stop = min(int(np.searchsorted(ends, min(size - held, GROUP_BYTES))) + 1, rest.rows)
+            pieces.append(_cut(rest, 0, stop))
+            held += int(ends[stop - 1])
+            rest, ends = _cut(rest, stop, rest.rows), ends[stop:] - ends[stop - 1]
+            if held >= size:
+                yield Part(f"part-{number:05d}", tuple(pieces))
+                pieces, held, number = [], 0, number + 1
+    if held:
+        yield Part(f"part-{number:05d}", tuple(pieces))
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        for group in range(file.num_row_groups):
-            yield from zip(*(column.to_pylist() for column in file.read_row_group(group).columns))
+def _kept_so_far(piece: Piece, decided: Decided) -> NDArray[np.int64]:
+    """Bytes of the documents that are kept, from the first of the piece up to each."""
+    stop = piece.start + piece.rows
+    sizes = decided.columns.read("sizes", piece.start, stop, 0)
+    return np.cumsum(np.where(decided.verdict[piece.start : stop] == KEPT, sizes, 0), dtype=np.int64)
+
+
+def _cut(piece: Piece, first: int, stop: int) -> Piece:
+    return Piece(piece.pack, piece.first + first, piece.start + first, stop - first, piece.label, piece.weight)
+
+
+def _pieces(decided: Decided) -> Iterator[Piece]:
+    for file in decided.selection.files:
+        weight = decided.selection.surveyed[file.source].source.weight
+        for run in decided.columns.between(file.start, file.start + file.rows):
+            low, high = max(file.start, run.start), min(file.start + file.rows, run.start + run.rows)
+            yield Piece(run.pack, run.first + low - run.start, low, high - low, file.label, weight)
+
+
+def write_part(part: Part, folder: Path, scratch: Path) -> dict[str, Any]:
+    """Writes <scratch>/<part>.parquet, unless an earlier run did. The facts: documents of each split."""
+    facts = finished_unit(scratch, part.name)
+    if facts is not None:
+        return facts
+    path = scratch / f"{part.name}.parquet"
+    verdict = np.load(scratch / "verdict.npy", mmap_mode="r")
+    split = np.load(scratch / "split.npy", mmap_mode="r")
+    counts = dict.fromkeys(SPLITS, 0)
+    # Texts do not repeat: a dictionary of them would be built, found too large and thrown away.
+    named: Any = ["source", "split"]
+    with pq.ParquetWriter(path, SCHEMA, use_dictionary=named, compression="zstd", write_page_checksum=True) as writer:
+        tables: list[pa.Table] = []
+        held = 0
+        for piece in part.pieces:
+            rows = slice(piece.start, piece.start + piece.rows)
+            keep = verdict[rows] == KEPT
+            if not keep.any():
+                continue
+            table = _table(piece, folder, keep, split[rows][keep])
+            for code, name in enumerate(SPLITS):
+                counts[name] += int((split[rows][keep] == code).sum())
+            tables.append(table)
+            held += table["text"].nbytes
+            if held >= GROUP_BYTES:
+                writer.write_table(pa.concat_tables(tables))
+                tables, held = [], 0
+        if tables:
+            writer.write_table(pa.concat_tables(tables))
+    return finish_unit(scratch, part.name, [path], counts)
+
+
+def _table(piece: Piece, folder: Path, keep: NDArray[np.bool_], split: NDArray[np.uint8]) -> pa.Table:
+    rows = np.flatnonzero(keep)
+    ids = packs.column(folder, piece.pack, "ids")[piece.first : piece.first + piece.rows][rows]
+    texts = packs.texts(folder, piece.pack, piece.first, piece.rows)
+    if len(rows) < piece.rows:
+        texts = texts.take(packs.numbers(rows, pa.int64()))
+    copies = np.where(split == TRAIN, times_taken(ids, Fraction(piece.weight)), 1).astype(np.int32)
+    names = ids.astype(">u8").tobytes().hex().encode()
+    columns = [
+        packs.strings([names[start : start + 32] for start in range(0, len(names), 32)]),
+        texts["text"],
+        packs.strings([piece.label.encode()] * len(ids)),
+        texts["offset"],
+        packs.strings([_SPLITS[code] for code in split.tolist()]),
+        packs.numbers(copies, pa.int32()),
+    ]
+    return pa.table(columns, [field.name for field in SCHEMA]).cast(SCHEMA)

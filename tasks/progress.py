@@ -25,6 +25,11 @@ class Bar:
         self.done, self.text = 0.0, ""
         self.started = self.told = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.started
+
     def advance(self, amount: float = 1) -> None:
         """Adds to what is done, in units of the bar."""
         self.done += amount

@@ -25,7 +25,7 @@ from .artifacts import Built, Identity, Manifest, Store, Workspace, finish_unit,
 from .errors import DataError, UsageError
 from .progress import progress
 from .rows import draw, numbered, read, segments_of, stored_draw, table, write
-from .tokens import SPLITS, Block, blocks, encode, open_for_text, word_begins
+from .tokens import SPLITS, Block, blocks, encode, open_for_text, texts_of, word_begins
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,7 +82,7 @@ def shards(config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, store: 
 
     def build(workspace: Workspace) -> Built:
         for split in SPLITS:
-            _refuse_empty(split, corpus.counts[f"documents_{split}"])
+            _refuse_empty(split, texts_of(corpus, split))
         started = time.monotonic()
         receipts = _make_blocks(config, corpus, vocabulary, workspace.scratch)
         encoded = time.monotonic()
@@ -130,7 +130,7 @@ def _make_blocks(
     receipts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     tokenizer = open_for_text(vocabulary.whole("tokenizer.json"))
     begins = word_begins(tokenizer)
-    total = sum(corpus.counts[f"documents_{split}"] for split in SPLITS)
+    total = sum(texts_of(corpus, split) for split in SPLITS)
     with progress(STAGE, total, "documents") as bar:
         for block in blocks(corpus, config.block_bytes):
             name = f"block-{block.split}-{block.number:05d}"
@@ -259,7 +259,7 @@ def _balance(corpus: Manifest, receipts: dict[str, list[dict[str, Any]]], splits
         for receipt in some:
             sums.update({key: value for key, value in receipt.items() if key != "name"})
         pairs = [
-            ("documents", corpus.counts[f"documents_{split}"], sums["documents"]),
+            ("documents", texts_of(corpus, split), sums["documents"]),
             ("tokens", sums["tokens"], splits[split]["tokens"]),
         ]
         for what, came, kept in pairs:

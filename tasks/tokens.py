@@ -150,8 +150,16 @@ def blocks(corpus: Manifest, bytes_each: int) -> Iterator[Block]:
             yield take(split)
 
 
+def texts_of(corpus: Manifest, split: str) -> int:
+    """How many texts `read_texts` yields of a split: a train document counts as often as its source's weight says."""
+    return corpus.counts[f"documents_{split}"] + (corpus.counts.get("copies", 0) if split == "train" else 0)
+
+
 def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:
-    """(split, texts) in corpus order, megabytes at a time. Raises DataError naming the file that cannot be read."""
+    """(split, texts) in corpus order, megabytes at a time; a document with copies comes so often, one after the other.
+
+    Raises DataError naming the file that cannot be read.
+    """
     for name in sorted(name for name in corpus.files if name.endswith(".parquet")):
         path = corpus.whole(name)
         try:
@@ -160,6 +168,9 @@ def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:
                 text.validate(full=True)  # UTF-8 too: a lone surrogate can only be damage here
                 if text.null_count or split.null_count:
                     raise pa.ArrowInvalid("a document is null")
+                if "copies" in batch.schema.names and pc.max(batch.column("copies")).as_py() != 1:
+                    again = np.repeat(np.arange(len(text)), batch.column("copies").to_numpy())
+                    text, split = text.take(again), split.take(again)
                 for label in SPLITS:
                     yield label, text.filter(pc.equal(split, label))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError) as error:
@@ -173,7 +184,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         for group in range(file.num_row_groups):
             about = file.metadata.row_group(group)
             rows = max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))
-            yield from file.iter_batches(rows, row_groups=[group], columns=["text", "split"])
+            names = [name for name in ("text", "split", "copies") if name in file.schema_arrow.names]
+            yield from file.iter_batches(rows, row_groups=[group], columns=names)
 
 
 def _runs(texts: pa.Array, bytes_each: int) -> Iterator[pa.Array]:

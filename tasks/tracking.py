@@ -35,6 +35,10 @@ LONGEST = 500
 """Characters of a parameter's value."""
 REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
 """What MLflow says to a request that will not become right by waiting."""
+SHOWN = (".png", "report.json", "card.json", "card.html")
+"""How the names of files end that a stage's run shows as its artifacts."""
+PROFILE = ("documents_kept", "characters_kept", "bytes_kept")
+"""Counts that MLflow shows beside a dataset."""
 NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
@@ -249,17 +253,18 @@ class Tracker:
         self.client.log_batch(run_id, metrics, tags=[RunTag(name, value) for name, value in (tags or {}).items()])
 
     def _log_inputs(self, run_id: str, inputs: Mapping[str, Manifest], context: str) -> None:
-        from mlflow.data.meta_dataset import MetaDataset
         from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
         datasets = []
         for name, manifest in inputs.items():
             source = LocalArtifactDatasetSource(str(manifest.folder))
+            profile = {key: manifest.counts[key] for key in PROFILE if key in manifest.counts}
             # MLflow's column holds 36 characters; the whole digest goes into a tag.
-            dataset = MetaDataset(source, name=name, digest=manifest.digest[:32])  # type: ignore[abstract]
+            kind, place = source._get_source_type(), source.to_json()
+            dataset = Dataset(name, manifest.digest[:32], kind, place, profile=json.dumps(profile) if profile else None)
             tags = [InputTag("mlflow.data.context", context), InputTag("digest", manifest.digest)]
-            datasets.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+            datasets.append(DatasetInput(dataset, tags))
         self.client.log_inputs(run_id, datasets)
 
 
@@ -303,7 +308,7 @@ class StageRun:
         if inputs:
             self.tracker._send(lambda: self.tracker._log_inputs(self._id, inputs, self.stage))
         for name in manifest.files:
-            if name.endswith((".png", "report.json")):
+            if name.endswith(SHOWN):
                 self._artifact(manifest.path(name))
 
     def _artifact(self, path: Path) -> None:

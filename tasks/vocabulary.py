@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .artifacts import Built, Identity, Manifest, Store, Workspace, write_atomic
 from .errors import UsageError
 from .progress import Bar, progress, say
-from .tokens import SPECIAL_IDS, pieces, read_texts
+from .tokens import SPECIAL_IDS, pieces, read_texts, texts_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -84,7 +84,7 @@ def learn(config: VocabularyConfig, corpus: Manifest) -> "tuple[Tokenizer, dict[
         show_progress=False,
     )
     counts = {"documents_in": 0, "documents_train": 0, "documents_held_out": 0, "bytes_train": 0}
-    with progress(STAGE, corpus.counts["documents_train"], "documents") as bar:
+    with progress(STAGE, texts_of(corpus, "train"), "documents") as bar:
         tokenizer.train_from_iterator(_train_texts(corpus, counts, bar), trainer)
     cls, sep = (special_token(name)["content"] for name in ("cls", "sep"))
     tokenizer.post_processor = processors.TemplateProcessing(

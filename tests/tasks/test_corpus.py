@@ -13,16 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import corpus as stage
+from tasks import merging, packs, units
 from tasks.artifacts import Manifest, Store, verify
+from tasks.cleaning import Cleaning
 from tasks.corpus import CorpusConfig, corpus, identity
 from tasks.errors import DataError, UsageError
-from tasks.merging import Books
+from tasks.minhash import NearDuplicates
 from tasks.sources import Source
 from tasks.streams import Limits
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 WORDS = ["the", "of", "and", "to", "in", "that", "was", "his", "he", "it", "with", "is", "for", "as", "had", "you"]
+
+
+NEAR = ("near_duplicate", "near_heldout")
 
 
 def sentences(seed: int, number: int) -> list[str]:
@@ -80,19 +85,18 @@ def test_the_books_balance_and_nothing_passes_silently(text: Path, tmp_path: Pat
     }
 
 
-def test_books_that_do_not_balance_are_an_error() -> None:
-    books = Books()
-    books.take(10)
-    with pytest.raises(DataError, match="do not balance"):
-        books.page("s", [1, 9])
-
-
-def test_the_same_bytes_for_any_number_of_workers(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_for_any_number_of_workers_and_any_size_of_units(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage, "SMALL_BYTES", 0)
-    monkeypatch.setattr(stage, "UNIT_FILES", 1)
+    monkeypatch.setattr(merging, "PART_BYTES", (12_000, 12_000))
+    monkeypatch.setattr(merging, "GROUP_BYTES", 5_000)
     budget = (Source(str(text), budget_bytes=30_000),)
-    made = [corpus(config(workers=n, sources=budget), Store(tmp_path / f"store{n}"))[0] for n in (1, 3)]
-    assert made[0].digest == made[1].digest and made[0].files == made[1].files
+    made = []
+    for workers, files in ((1, 1), (3, 1), (2, 256), (2, 3)):
+        monkeypatch.setattr(units, "UNIT_FILES", files)
+        made.append(corpus(config(workers=workers, sources=budget), Store(tmp_path / f"{workers}-{files}"))[0])
+    assert len({one.digest for one in made}) == 1 and len([n for n in made[0].files if n.endswith(".parquet")]) == 3
     assert 30_000 <= made[0].counts["bytes_kept"] < 30_400 and made[0].counts["rejected_over_budget"] > 0
 
 
@@ -102,7 +106,7 @@ def test_a_corpus_is_found_again_and_one_setting_makes_another(text: Path, tmp_p
     again, reused = corpus(config(text, workers=2), store)
     assert reused and again.digest == first.digest
     assert first.identity == identity(config(text), tmp_path / "store")
-    assert identity(config(text, min_characters=65), store.root).key != first.key
+    assert identity(config(text, cleaning=Cleaning(min_characters=65)), store.root).key != first.key
     assert str(tmp_path) not in json.dumps([dict(first.config), dict(first.facts), dict(first.identity.inputs)])
     (text / "0.txt").write_text("changed")
     assert identity(config(text), store.root).key != first.key
@@ -124,17 +128,15 @@ def test_of_equal_documents_the_first_source_keeps_its_own(text: Path, tmp_path:
     assert books[0]["rejected"] == {} and books[1]["rejected"]["duplicate"]["documents"] > 10
 
 
-def test_a_budget_is_filled_although_the_first_part_of_a_source_is_known(tmp_path: Path) -> None:
-    ours = [json.dumps({"text": one}) for one in sentences(7, 1500)]
-    (tmp_path / "a.jsonl").write_text("\n".join(ours[:300]))
-    (tmp_path / "b.jsonl").write_text("\n".join(ours))
-    budget = 30_000
-    limited = Source(str(tmp_path / "b.jsonl"), budget_bytes=budget)
-    manifest, _ = corpus(
-        replace(config(tmp_path / "a.jsonl"), sources=(Source(str(tmp_path / "a.jsonl")), limited)), Store(tmp_path)
-    )
-    page = manifest.facts["books"][1]
-    assert budget <= page["bytes_kept"] < budget + 4096 and page["rejected"]["duplicate"]["documents"] == 300
+def test_what_a_budgeted_source_gives_depends_on_itself_alone(text: Path, tmp_path: Path) -> None:
+    limited = Source(str(text), "limited", budget_bytes=30_000)
+    alone, _ = corpus(config(sources=(limited,)), Store(tmp_path / "store"))
+    before = Source(str(text / "0.txt"))
+    after, _ = corpus(config(sources=(before, limited)), Store(tmp_path / "store"))
+    pages = alone.facts["books"][0], after.facts["books"][1]
+    assert pages[0]["documents_in"] == pages[1]["documents_in"]
+    again = [page["rejected"].get("duplicate", {"documents": 0})["documents"] for page in pages]
+    assert again[1] - again[0] == after.facts["books"][0]["documents_kept"] > 10
 
 
 def test_limits_without_sense_are_refused() -> None:
@@ -145,7 +147,8 @@ def test_limits_without_sense_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_characters": 10_000}, "Nothing is left of .* too_short"),
+        ({"cleaning": Cleaning(min_characters=10_000)}, "Nothing is left of .* too_short"),
+        ({"max_bad_fraction": "2"}, "corpus.max_bad_fraction is 2"),
         ({"test": "1/1000000"}, "falls into the test split"),
         ({"validation": "half"}, "corpus.validation is 'half'"),
         ({"validation": "0.6", "test": "0.4"}, "leaves nothing to train on"),
@@ -172,44 +175,162 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tasks import corpus as stage
+from tasks import corpus as stage, merging, selection, units
 from tasks.artifacts import Store
 from tasks.sources import Source
 from tasks.streams import Limits
-stage.UNIT_FILES = 1
-take, left = stage.Merge.take, [4]
-def die(self, *arguments):
+units.UNIT_FILES = 1
+merging.PART_BYTES = (5_000, 5_000)
+where, left = {"take": selection.Selection, "_read_file": stage.packs, "finish_unit": merging}[sys.argv[4]], [4]
+whole = getattr(where, sys.argv[4])
+def die(*arguments):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-    take(self, *arguments)
-stage.Merge.take = die
+    return whole(*arguments)
+setattr(where, sys.argv[4], die)
 config = stage.CorpusConfig((Source(sys.argv[2]),), limits=Limits(document_characters=400))
 stage.corpus(config, Store(Path(sys.argv[3])))
 """
 
 
+@pytest.mark.parametrize("where", ["take", "_read_file", "finish_unit"])
 def test_a_killed_run_goes_on_from_its_finished_units(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     store = Store(tmp_path / "store")
-    command = [sys.executable, "-c", KILLED, str(ROOT), str(text), str(store.root)]
+    command = [sys.executable, "-c", KILLED, str(ROOT), str(text), str(store.root), where]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    monkeypatch.setattr(stage, "UNIT_FILES", 1)
-    read: list[str] = []
-    finish = stage.finish_unit
-    monkeypatch.setattr(stage, "finish_unit", lambda *unit: (read.append(unit[1]), finish(*unit))[1])
+    monkeypatch.setattr(units, "UNIT_FILES", 1)
+    monkeypatch.setattr(merging, "PART_BYTES", (5_000, 5_000))
+    read = spy(monkeypatch)
     resumed, _ = corpus(config(text), store)
-    assert read == ["unit-000004", "unit-000005", "unit-000006"]
+    assert read == {"take": ["4.txt", "5.txt", "records.jsonl"], "finish_unit": []}.get(
+        where, ["3.txt", "4.txt", "5.txt", "records.jsonl"]
+    )
     undisturbed, _ = corpus(config(text), Store(tmp_path / "other"))
-    assert resumed.digest == undisturbed.digest and os.listdir(store.root / "corpus") == [resumed.key]
+    assert resumed.digest == undisturbed.digest
+    assert [name for name in os.listdir(store.root / "corpus") if name != ".packs"] == [resumed.key]
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read from now on."""
+    read: list[str] = []
+    whole = packs._read_file
+
+    def note(item, *rest):  # type: ignore[no-untyped-def]
+        read.append(Path(item.path).name)
+        return whole(item, *rest)
+
+    monkeypatch.setattr(packs, "_read_file", note)
+    return read
+
+
+def test_a_new_file_costs_only_itself(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+    corpus(config(text), store)
+    read = spy(monkeypatch)
+    (text / "3b.txt").write_text("\n\n".join(sentences(10, 60)))
+    (text / "copy.txt").write_bytes((text / "2.txt").read_bytes())
+    (text / "4.txt").rename(text / "renamed.txt")
+    grown, reused = corpus(config(text), store)
+    assert not reused and read == ["3b.txt"]
+    read.clear()
+    anew, _ = corpus(config(text), Store(tmp_path / "other"))
+    assert anew.digest == grown.digest and len(read) == 8  # copy.txt is read as 2.txt
+
+
+def test_a_damaged_pack_is_read_again(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store")
+    first, _ = corpus(config(text), store)
+    (pack,) = (store.root / "corpus" / ".packs").rglob("texts.arrow")
+    damaged = bytearray(pack.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    pack.write_bytes(damaged)
+    read = spy(monkeypatch)
+    again, reused = corpus(config(text), Store(store.root, forced=frozenset({"corpus"})))
+    assert not reused and len(read) == 7 and again.digest == first.digest
+
+
+def test_weights_are_copies_and_drops(text: Path, tmp_path: Path) -> None:
+    weighted = (Source(str(text / "0.txt"), weight="5/2"), Source(str(text / "1.txt"), weight="0.5"))
+    manifest, _ = corpus(config(sources=weighted), Store(tmp_path / "store"))
+    plain, _ = corpus(config(text / "0.txt", text / "1.txt"), Store(tmp_path / "store"))
+    taken = {name: [one for one in rows(manifest) if one["source"] == name] for name in ("0.txt", "1.txt")}
+    copies = [one["copies"] for one in taken["0.txt"] if one["split"] == "train"]
+    assert set(copies) == {2, 3} and abs(sum(copies) / len(copies) - 2.5) < 0.3
+    assert {one["copies"] for name in taken for one in taken[name] if one["split"] != "train"} == {1}
+    assert {one["copies"] for one in taken["1.txt"]} == {1}
+    page = manifest.facts["books"][1]
+    assert 0.3 < page["rejected"]["downsampled"]["documents"] / page["documents_in"] < 0.7
+    assert manifest.counts["copies"] == sum(copies) - len(copies)
+    splits = {one["id"]: one["split"] for one in rows(plain)}
+    assert all(splits[one["id"]] == one["split"] for one in rows(manifest))
+
+
+def test_documents_of_evaluation_files_leave_the_train_split(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.jsonl").write_text(
+        "\n".join(json.dumps({"question": {"text": one[5:]}}) for one in sentences(1, 30))
+    )
+    files = (Source(str(tmp_path / "evaluation.jsonl"), text_key="question.text"),)
+    before, _ = corpus(config(text), Store(tmp_path / "store"))
+    after, _ = corpus(config(text, evaluation_files=files), Store(tmp_path / "store"))
+    gone = {one["id"] for one in rows(before)} - {one["id"] for one in rows(after)}
+    assert len(gone) == after.counts["rejected_evaluation_leak"] > 3
+    assert {one["split"] for one in rows(before) if one["id"] in gone} == {"train"}
+    assert all(one["source"] == "text/1.txt" for one in rows(before) if one["id"] in gone)
+    assert before.key != after.key and json.loads(after.path("card.json").read_bytes())["leakage"]["probes"] > 100
+
+
+def test_a_source_that_is_mostly_damaged_stops_the_run(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(
+        "\n".join(['{"body": "x"}'] * 20 + ["{"] * 5 + ['{"text": "' + "a b " * 40 + '"}'])
+    )
+    with pytest.raises(
+        DataError, match=r"25 of 26 documents of source bad.jsonl .*20 missing_key, 5 broken_json.*text_key"
+    ) as error:
+        corpus(config(text, tmp_path / "bad.jsonl"), Store(tmp_path / "store"))
+    assert error.value.exit_code == 65 and "\n" not in str(error.value)
+    corpus(config(text, tmp_path / "bad.jsonl", max_bad_fraction="1"), Store(tmp_path / "store"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = packs.Cleaner.clean
+
+    def append(self, one):  # type: ignore[no-untyped-def]
+        with open(text / "2.txt", "a") as file:
+            file.write("more")
+        return clean(self, one)
+
+    monkeypatch.setattr(packs.Cleaner, "clean", append)
+    os.utime(text / "2.txt", (1e9, 1e9))
+    with pytest.raises(DataError, match=r"2.txt changed while the corpus was being made; run again"):
+        corpus(config(text / "2.txt"), Store(tmp_path / "store"))
+
+
+def test_near_copies_are_dropped_and_reported(text: Path, tmp_path: Path) -> None:
+    parts = [" ".join(some) for some in zip(*[iter(sentences(77, 600))] * 6)]
+    (text / "near.jsonl").write_text(
+        "\n".join(json.dumps({"text": one}) for part in parts for one in (part, part.replace("his", "her", 1)))
+    )
+    manifest, _ = corpus(config(text), Store(tmp_path / "store"))
+    off, _ = corpus(config(text, near_duplicates=NearDuplicates(enabled=False)), Store(tmp_path / "store"))
+    found = json.loads(manifest.path("card.json").read_bytes())["duplicates"]
+    assert off.counts["documents_kept"] - manifest.counts["documents_kept"] == found["near"] + found["near_heldout"]
+    assert 95 <= found["clusters"] <= 100 and found["near_heldout"] > 0
+    assert found["largest"][0]["kept"]["source"] == "text/near.jsonl" and found["cluster_sizes"][0][0] == 2
+    assert "near.jsonl" in manifest.path("card.html").read_text()
 
 
 def test_installed_documentation_fills_a_budget_with_prose(tmp_path: Path) -> None:
     source = Source("installed-docs:rich,numpy", budget_bytes=300_000)
     settings = config(sources=(source,), limits=Limits())
     manifest, _ = corpus(settings, Store(tmp_path / "store"))
-    assert 300_000 <= manifest.counts["bytes_kept"] < 310_000
+    counts = manifest.counts
+    near = sum(page["rejected"].get(name, {"bytes": 0})["bytes"] for page in manifest.facts["books"] for name in NEAR)
+    assert 300_000 <= counts["bytes_kept"] + near < 310_000
     texts = [one["text"] for one in rows(manifest)]
     assert not any(">>>" in text or "Parameters\n---" in text for text in texts)
     assert all(manifest.counts[f"documents_{split}"] > 0 for split in stage.SPLITS)
@@ -223,8 +344,9 @@ def test_damaged_files_are_quarantined_and_the_rest_is_kept(tmp_path: Path) -> N
     lines = [json.loads(line) for line in manifest.path("quarantine.jsonl").read_text().splitlines()]
     reasons = {(line["source"].split("/")[-1], line["reason"]) for line in lines}
     assert {
-        ("truncated.txt.gz", "truncated_gzip"),
-        ("not_gzip.txt.gz", "not_gzip"),
+        ("truncated.txt.gz", "truncated_archive"),
+        ("truncated.txt.zst", "truncated_archive"),
+        ("not_gzip.txt.gz", "not_an_archive"),
         ("utf16.txt", "utf16"),
         ("empty.txt", "empty_file"),
         ("only_whitespace.txt", "empty_file"),

@@ -1,0 +1,314 @@
+"""Packs: what was read and cleaned, kept per source file, so that a new file costs only itself.
+
+    store/corpus/.packs/<how>/<pack>/     <how> is a digest of everything that decides how a file is read and cleaned
+        texts.arrow                           text, offset: one row a document
+        ids.npy sizes.npy leaks.npy           id (two halves), [bytes, characters], overlap with an evaluation set
+        bands.npy signatures.npy              for near copies (minhash.py)
+        quarantine.jsonl                      what was refused
+    store/corpus/.packs/<how>/<pack>.receipt.json     written last: digests, and an entry for each source file
+
+A file is found again by the digest of its bytes, whatever its name or place, and a corpus of the same settings takes
+its rows from the pack. A pack holds the files that were read together, since a folder for each small file would cost
+more than reading it. Packs are hashed when they are taken up again; one that is damaged is read anew.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .artifacts import digest_of, finish_unit, finished_unit
+from .books import Books, is_fault
+from .cleaning import Cleaner, Cleaning
+from .languages import identify
+from .leakage import Probe
+from .minhash import NearDuplicates, Signer
+from .reading import documents
+from .sources import file_name, suffix_of
+from .streams import Item, Limits, Reject
+
+BATCH_BYTES = 4 << 20
+"""Text that is signed and written together: what a reading process holds in memory, a few times."""
+LOOKED_AT = 64
+"""The language is asked of one in so many documents."""
+UNUSED_DAYS = 14
+"""A pack that no run has used for so long is removed."""
+SCHEMA = pa.schema([("text", pa.large_string()), ("offset", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How files are read and cleaned; picklable."""
+
+    cleaning: Cleaning
+    limits: Limits
+    near: NearDuplicates
+    probe: str = ""
+    """File of the 13-grams of the evaluation sets; "" without."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The files that one process reads into one pack, or the pack in which they lie already."""
+
+    pack: str
+    files: tuple[tuple[str, Item], ...]
+    """(key of the file, the file)."""
+
+
+def key_of(item: Item) -> str:
+    """What a file's documents depend on, besides the manner: its bytes, and how they are taken."""
+    known = len(item.digest) == 64 and not item.remote and item.kind != "hub"
+    where = "" if known else item.path
+    how = [item.kind, item.text_key, item.cut, item.encoding, item.stop_bytes, suffix_of(file_name(item))]
+    return digest_of([item.digest, where, *how])[:32]
+
+
+def name_of(keys: Sequence[str]) -> str:
+    """The name of the pack in which these files are read together."""
+    return "pack-" + digest_of(list(keys))[:24]
+
+
+def index(folder: Path) -> dict[str, str]:
+    """Key of a file -> the pack that holds it. Not verified: a pack is hashed when it is taken up."""
+    found: dict[str, str] = {}
+    for receipt in sorted(folder.glob("pack-*.receipt.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            pack = receipt.name.removesuffix(".receipt.json")
+            found |= dict.fromkeys(json.loads(receipt.read_bytes())["facts"]["entries"], pack)
+    return found
+
+
+def read(reading: Reading, folder: Path, manner: Manner) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Reads files into a pack, unless it is there. Returns its name, and the entry of each file by its key.
+
+    An entry: first and rows (its documents in the pack), books, faults (where its refusals stand in the quarantine).
+    """
+    facts = finished_unit(folder, reading.pack)
+    keys = [key for key, _ in reading.files]
+    if facts is None:  # also one that was damaged: its files are read again, into a pack that may have another name
+        pack = name_of(keys)
+        temporary = folder / f".{pack}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with _Writer(temporary, manner) as writer:
+            entries = {key: _read_file(item, writer, manner) for key, item in reading.files}
+        _publish(folder, pack, temporary, entries)
+        return pack, entries
+    os.utime(folder / f"{reading.pack}.receipt.json")
+    return reading.pack, {key: facts["entries"][key] for key in keys}
+
+
+def _publish(folder: Path, pack: str, temporary: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """Two runs may read the same files at the same time: the first one's pack stays, it has the same bytes."""
+    with _locked(folder / ".publish", fcntl.LOCK_EX):
+        if finished_unit(folder, pack) is None:
+            shutil.rmtree(folder / pack, ignore_errors=True)
+            os.rename(temporary, folder / pack)
+            finish_unit(folder, pack, sorted((folder / pack).iterdir()), {"entries": entries})
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_file(item: Item, writer: "_Writer", manner: Manner) -> dict[str, Any]:
+    books = Books()
+    first, faults = writer.rows, writer.quarantine.tell()
+    languages: dict[str, int] = {}
+    looked = taken = 0
+    cleaner = _cleaner(manner.cleaning)
+    for event in documents(item, manner.limits):
+        if isinstance(event, Reject):
+            books.take(event.bytes, 0, event.reason)
+            if is_fault(event.reason):
+                writer.quarantine.write(json.dumps(asdict(event), sort_keys=True).encode() + b"\n")
+            continue
+        cleaned = cleaner.clean(event.text)
+        if cleaned.reason:
+            books.take(_size(event.text), len(event.text), cleaned.reason)
+            continue
+        data = cleaned.text.encode()
+        size = _size(event.text) if cleaned.changed else len(data)
+        books.take(size, len(event.text))
+        if cleaned.changed:
+            books.clean(cleaned.changed, size - len(data), len(event.text) - len(cleaned.text))
+        if cleaned.language or (len(data) * 0x9E3779B1 + event.offset) % 0xFFFFFFFB % LOOKED_AT == 0:
+            code = cleaned.language or identify(cleaned.text)[0]
+            languages[code] = languages.get(code, 0) + 1
+            looked += 1
+        writer.add(data, len(cleaned.text), event.offset)
+        taken += len(data)
+        if 0 < item.stop_bytes <= taken:
+            break
+    return {
+        "first": first,
+        "rows": writer.rows - first,
+        "bytes": taken,
+        "books": books.facts(),
+        "faults": [faults, writer.quarantine.tell() - faults],
+        "languages": languages,
+        "languages_of": looked,
+    }
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+@lru_cache(4)
+def _cleaner(cleaning: Cleaning) -> Cleaner:
+    return Cleaner(cleaning)
+
+
+@lru_cache(2)
+def _probe(path: str) -> Probe:
+    return Probe.load(Path(path))
+
+
+@lru_cache(2)
+def _signer(near: NearDuplicates) -> Signer:
+    return Signer(near)
+
+
+class _Writer:
+    """Documents into the files of a pack, a batch at a time."""
+
+    def __init__(self, folder: Path, manner: Manner) -> None:
+        self.folder, self.manner = folder, manner
+        self.quarantine = open(folder / "quarantine.jsonl", "wb")  # noqa: SIM115  (closed by __exit__)
+        self.arrow = pa.ipc.new_file(folder / "texts.arrow", SCHEMA)
+        self.rows = self.held = 0
+        self.texts: list[bytes] = []
+        self.offsets: list[int] = []
+        self.columns: dict[str, list[NDArray[Any]]] = {}
+        self.characters: list[int] = []
+
+    def add(self, data: bytes, characters: int, offset: int) -> None:
+        self.texts.append(data)
+        self.characters.append(characters)
+        self.offsets.append(offset)
+        self.rows += 1
+        self.held += len(data)
+        if self.held >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.texts:
+            return
+        for name, column in self._columns().items():
+            self.columns.setdefault(name, []).append(column)
+        columns = [strings(self.texts), numbers(np.array(self.offsets, np.int64), pa.int64())]
+        self.arrow.write_batch(pa.record_batch(columns, SCHEMA))
+        self.texts, self.offsets, self.characters, self.held = [], [], [], 0
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        digests = b"".join(map(_digest, self.texts))
+        sizes = [list(map(len, self.texts)), self.characters]
+        columns: dict[str, NDArray[Any]] = {
+            "ids": np.frombuffer(digests, ">u8").reshape(-1, 2).astype("<u8"),
+            "sizes": np.array(sizes, "<u4").T,
+        }
+        if self.manner.probe:
+            probe = _probe(self.manner.probe)
+            columns["leaks"] = np.array([probe.hits(text) for text in self.texts], np.uint8)
+        if self.manner.near.enabled:
+            columns["signatures"], columns["bands"] = _signer(self.manner.near).sign(self.texts)
+        return columns
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._flush()
+            for name, parts in self.columns.items():
+                whole = np.concatenate(parts)
+                if name == "bands":  # read one band at a time: each lies in one piece
+                    whole = np.asfortranarray(whole)
+                np.save(self.folder / f"{name}.npy", whole, allow_pickle=False)
+        self.arrow.close()
+        self.quarantine.close()
+
+
+def _digest(data: bytes) -> bytes:
+    from hashlib import sha256
+
+    return sha256(data).digest()[:16]
+
+
+# Arrays from their buffers: pa.array(list) imports pandas, which takes longer than reading a million documents.
+
+
+def strings(parts: Sequence[bytes]) -> pa.Array:
+    """A column of texts in UTF-8."""
+    ends = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=ends[1:])
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(parts))]
+    return pa.Array.from_buffers(pa.large_string(), len(parts), buffers)
+
+
+def numbers(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """A column of numbers of this width."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+# Taking up
+
+
+@lru_cache(256)  # each holds a file open
+def column(folder: Path, pack: str, name: str) -> NDArray[Any]:
+    """A column of a pack, by memory map."""
+    array: NDArray[Any] = np.load(folder / pack / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
+
+
+@lru_cache(8)
+def _table(folder: Path, pack: str) -> pa.Table:
+    with pa.memory_map(str(folder / pack / "texts.arrow")) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def texts(folder: Path, pack: str, first: int, rows: int) -> pa.Table:
+    """Rows of a pack: text and offset, by memory map."""
+    return _table(folder, pack).slice(first, rows)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """While packs are read or made; then those that nobody has used for long are removed, if nobody else is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    column.cache_clear()
+    _table.cache_clear()
+    with _locked(folder / ".lock", fcntl.LOCK_SH) as descriptor:
+        yield
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sweep(folder)
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, how)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    for receipt in folder.glob("pack-*.receipt.json"):
+        if time.time() - receipt.stat().st_mtime > UNUSED_DAYS * 86400:
+            receipt.unlink()
+    for pack in [path for path in folder.glob("*pack-*") if path.is_dir()]:  # of a killed run, damaged, or unused
+        if not (folder / f"{pack.name}.receipt.json").exists():
+            shutil.rmtree(pack, ignore_errors=True)
