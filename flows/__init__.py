@@ -5,6 +5,7 @@ Reading order:
     cli          maskmill run | plan | verify | predict | runs | ui
     recipes      a YAML file becomes the settings of the six stages
     plan         what would run, and why
+    runners      Dask or Ray as the place where the corpus is read
     verify       every artifact's bytes and every stored mask, checked again
     ledger       what happened to each run, also after kill -9
     summary      what a run and its stages show to people

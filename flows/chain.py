@@ -89,6 +89,8 @@ class Chain:
         if name == "evaluate":
             self.tracker.metrics(page.manifest.facts["metrics"])
         self._done(page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
+        if name == "corpus":
+            say(f"{name:<10}  its card: {page.manifest.path('card.html')}")
 
     def _done(self, manifest: Manifest, state: str, seconds: float) -> None:
         name = manifest.stage
@@ -134,6 +136,7 @@ class Chain:
 @contextmanager
 def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) -> Iterator[Chain]:
     """The chain of one flow run. Its entry in the ledger and its run in MLflow end the way it ends."""
+    environment.check_mlflow()
     home = environment.home()
     environment.reach_hub(recipe.reaches_hub)
     store = Store(environment.store_root(home), wait, plan.forced_stages(force_from))

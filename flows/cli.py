@@ -96,7 +96,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name in deployments/recipes/, or a YAML file.")]
 Source = Annotated[
     list[str],
-    typer.Option("--source", metavar="PATH", help="File, folder, glob or hf:NAME instead of the recipe's sources."),
+    typer.Option("--source", metavar="PATH", help="File, folder, glob, URL or hf:NAME in place of the recipe's."),
 ]
 Setting = Annotated[
     list[str], typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a setting, as pretrain.steps=100.")
@@ -122,6 +122,7 @@ def run(
     home = _home()
     mill = recipes.load(recipe, source, set_)
     plan.plan(mill, _store(home, from_))  # a source that is missing shall not wait for a server
+    environment.check_mlflow()
     with ui.prefect_api(home):
         from flows import mlm, summary
 

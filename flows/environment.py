@@ -5,9 +5,20 @@ what the user has set.
 """
 
 import os
+import re
+import socket
+import ssl
+import urllib.error
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from tasks.errors import UsageError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+PATIENCE = 5.0
+"""Seconds to wait for an answer of MLflow's server."""
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def home() -> Path:
@@ -43,12 +54,52 @@ def settle(home: Path) -> None:
         "HF_DATASETS_CACHE": str(home / "huggingface" / "datasets"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "DASK_LOGGING__DISTRIBUTED": "critical",  # workers that stop complain that others do; errors reach us anyway
         "TOKENIZERS_PARALLELISM": "true",
         "GOMP_SPINCOUNT": "1000",  # torch's threads: see pretrain; evaluate is in this process
         "TRANSFORMERS_VERBOSITY": "error",
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def check_mlflow() -> None:
+    """Raises UsageError where MLFLOW_TRACKING_URI names a server that does not answer: the last stage needs it.
+
+    Any answer counts, also one that asks for a password; only a gateway that finds nothing behind it (5xx) does not.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+    except ValueError as error:
+        raise UsageError(f"MLFLOW_TRACKING_URI is no address: {error}.") from None
+    if not parts.hostname or not port:  # SQLite, a folder, Databricks
+        return
+    try:
+        if parts.scheme in ("http", "https"):
+            _ask(f"{uri.rstrip('/')}/health")
+        else:
+            socket.create_connection((parts.hostname, port), PATIENCE).close()
+    except OSError as error:
+        where = f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"  # no user, no password
+        why = getattr(error, "reason", error)
+        raise UsageError(
+            f"No MLflow server answers at {where} (MLFLOW_TRACKING_URI): {why}; start it, or unset the variable."
+        ) from None
+
+
+def _ask(url: str) -> None:
+    bare = re.sub(r"://[^/@]*@", "://", url)  # urllib would take user:password for a part of the host's name
+    try:
+        urllib.request.urlopen(bare, timeout=PATIENCE).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # somebody answers; whom to trust is MLflow's to say
+            raise
 
 
 def reach_hub(allowed: bool) -> None:

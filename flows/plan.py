@@ -6,13 +6,14 @@ input of a stage that comes after one that has to be made. Both get the identity
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows.recipes import Recipe, leaves
+from flows import runners
+from flows.recipes import Recipe
 from tasks import artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
 from tasks.errors import DataError
@@ -26,6 +27,10 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "register": ("corpus", "vocabulary", "shards", "pretrain", "evaluate"),
 }
 """Stage -> the stages whose manifests it reads, in the order of its arguments."""
+
+
+LONGEST = 40
+"""Characters of a value in a reason."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,20 @@ def identity_of(stage: str, recipe: Recipe, digests: Mapping[str, str], store: S
 
 
 def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict]:
-    """A verdict for each stage, in order. Raises what the stages' `identity` raise (a source that is not there).
+    """A verdict for each stage, in order.
+
+    Raises what the stages' `identity` raise (a source that is not there), and UsageError for a runner that is not
+    installed.
 
     home    asks the registry below it whether the model is still registered; None takes the artifact's word
     """
+    runners.check(recipe.runner)
     digests: dict[str, str] = {}
     verdicts = []
     for stage, inputs in INPUTS.items():
         missing = [name for name in inputs if name not in digests]
         if missing:
-            verdict = Verdict(stage, "run", f"its input {' and '.join(missing)} {_be(missing)} made again")
+            verdict = Verdict(stage, "run", _waits_for(missing, store))
         elif stage == evaluate.STAGE:
             rivals = _rivals(digests, store)
             found = [judge(identity_of(stage, recipe, digests, store, rival), store) for rival in rivals]
@@ -105,8 +114,11 @@ def judge(identity: Identity, store: Store) -> Verdict:
     return Verdict(stage, "run", _difference(identity, store), key)
 
 
-def _be(names: list[str]) -> str:
-    return "are" if len(names) > 1 else "is"
+def _waits_for(missing: list[str], store: Store) -> str:
+    """Why a stage runs whose inputs are not known."""
+    be = "are" if len(missing) > 1 else "is"
+    made = any(store.folders(name) for name in missing)
+    return f"its input {' and '.join(missing)} {be} {'made again' if made else 'not made yet'}"
 
 
 def _rivals(digests: Mapping[str, str], store: Store) -> list[str | None]:
@@ -167,21 +179,52 @@ def differences(old: Manifest, new: Identity) -> list[str]:
     found = []
     if old.identity.version != new.version:
         found.append(f"{new.stage} itself changed: version {old.identity.version} → {new.version}")
-    before, after = dict(leaves(old.config)), dict(leaves(json.loads(artifacts.canonical(dict(new.config)))))
+    before, after = _by_name(old.config), _by_name(json.loads(artifacts.canonical(dict(new.config))))
+    found += [f"{new.stage}.{phrase}" for phrase in _changes(before, after)]
+    was, now = old.identity.inputs, new.inputs
+    for what, names in (
+        ("changed", [name for name in was if name in now and was[name] != now[name]]),
+        ("added", [name for name in now if name not in was]),
+        ("removed", [name for name in was if name not in now]),
+    ):
+        if names:
+            found.append(f"input {what}: {', '.join(sorted(names))}")
+    return found or [f"{new.stage}: its sources come in another order"]
+
+
+def _by_name(value: Any) -> Any:
+    """Lists of named things, such as sources, as mappings: a place in a list tells nobody which one is meant."""
+    if isinstance(value, Mapping):
+        return {key: _by_name(inner) for key, inner in value.items()}
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) and "name" in one for one in value):
+        return {one["name"]: one for one in value}
+    return value
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> Iterator[str]:
     for key in sorted({*before, *after}):
-        if before.get(key) != after.get(key):
-            name = ".".join((new.stage, *key))
-            found.append(f"{name} changed: {_short(before.get(key))} → {_short(after.get(key))}")
-    inputs = sorted({*old.identity.inputs, *new.inputs})
-    changed = [name for name in inputs if old.identity.inputs.get(name) != new.inputs.get(name)]
-    if changed:
-        found.append(f"input changed: {', '.join(changed)}")
-    return found
+        name, old, new = f"{above}{key}", before.get(key), after.get(key)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changes(old, new, f"{name}.")
+        elif isinstance(new, Mapping) and key not in before:
+            yield f"{name} is new"
+        elif isinstance(old, Mapping) and key not in after:
+            yield f"{name} is gone"
+        else:
+            yield "{} changed: {} → {}".format(name, *_side_by_side(old, new))
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    return text if len(text) <= 40 else text[:37] + "…"
+def _side_by_side(old: Any, new: Any) -> tuple[str, str]:
+    """Both as short texts that show where they part: what they begin with alike is cut first."""
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in (old, new)]
+    if max(map(len, texts)) > LONGEST:
+        alike = next((at for at, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts)))
+        start = max(0, alike - 10)
+        texts = [("…" if start else "") + text[start:] for text in texts]
+    first, second = (text if len(text) <= LONGEST else text[: LONGEST - 1] + "…" for text in texts)
+    return first, second
 
 
 def page(verdicts: list[Verdict]) -> list[dict[str, Any]]:

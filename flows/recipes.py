@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from flows import runners
 from flows.environment import CHECKOUT
 from tasks.corpus import CorpusConfig
 from tasks.errors import MaskmillError, UsageError
@@ -26,6 +27,8 @@ from tasks.shards import ShardsConfig
 from tasks.vocabulary import VocabularyConfig
 
 FOLDER = CHECKOUT / "deployments" / "recipes"
+SOURCES = ("sources", "evaluation_files")
+"""The keys of corpus that list sources."""
 Path_ = tuple[str, ...]
 
 
@@ -41,12 +44,14 @@ class Recipe:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
+    runner: runners.Name = "processes"
+    """Who reads the corpus: processes of this machine, or workers of dask or ray. Does not change the result."""
 
     @property
     def reaches_hub(self) -> bool:
-        """Does a source lie on the Hugging Face hub?"""
-        uris = [source.uri for source in self.corpus.sources]
-        return any(uri.startswith("hf:") and not Path(uri[3:]).exists() for uri in uris)
+        """Does a source lie on the Hugging Face hub, by name or by URL?"""
+        uris = [source.uri for key in SOURCES for source in getattr(self.corpus, key)]
+        return any("hf://" in uri or (uri.startswith("hf:") and not Path(uri[3:]).exists()) for uri in uris)
 
 
 def names() -> list[str]:
@@ -120,22 +125,25 @@ def command(
 def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
     """A source may be just its uri. Relative paths start at `folder`: the recipe's own, or the current one."""
     corpus = data.get("corpus")
-    sources = corpus.get("sources") if isinstance(corpus, dict) else None
-    if isinstance(corpus, dict) and isinstance(sources, list):
-        sources = [{"uri": source} if isinstance(source, str) else source for source in sources]
-        for source in sources:
-            if isinstance(source, dict) and isinstance(source.get("uri"), str):
-                source["uri"] = _anchored(source["uri"], folder)
-        corpus["sources"] = sources
+    for key in SOURCES:
+        sources = corpus.get(key) if isinstance(corpus, dict) else None
+        if isinstance(corpus, dict) and isinstance(sources, list):
+            sources = [{"uri": source} if isinstance(source, str) else source for source in sources]
+            for source in sources:
+                if isinstance(source, dict) and isinstance(source.get("uri"), str):
+                    source["uri"] = _anchored(source["uri"], folder)
+            corpus[key] = sources
 
 
 def _anchored(uri: str, folder: Path) -> str:
     scheme, _, rest = uri.partition(":")
     if not uri.strip():
-        raise UsageError("A source is empty; give a file, a folder, a glob or hf:NAME.")
-    if scheme == "installed-docs":
+        raise UsageError("A source is empty; give a file, a folder, a glob, a URL or hf:NAME.")
+    if scheme == "file" and rest.startswith("//"):
+        uri = rest.removeprefix("//")
+    elif "://" in uri or scheme == "installed-docs":
         return uri
-    if scheme == "hf":  # a folder where there is one, else a name on the hub
+    elif scheme == "hf":  # a folder where there is one, else a name on the hub
         return f"hf:{os.path.abspath(folder / rest)}" if (folder / rest).exists() else uri
     return os.path.abspath(folder / Path(uri).expanduser())
 
@@ -182,6 +190,9 @@ def _put(data: dict[str, Any], key: Path_, value: Any, origin: str) -> None:
         if data.get(part) is None:
             data[part] = {}
         data = data[part]
+        if isinstance(data, list):
+            above = ".".join(key[:depth])
+            raise UsageError(f"{origin}: {above} is a list; write it whole: {_whole(above, key[-1], value)}.")
         if not isinstance(data, dict):
             raise UsageError(f"{origin}: {'.'.join(key[:depth])} is a value, it has no key {key[depth]!r}.")
     data[key[-1]] = value
@@ -248,6 +259,15 @@ def keys(of: Any = Recipe, above: Path_ = ()) -> Iterator[Path_]:
                 yield from keys(inner, (*above, entry.name))
 
 
+def _whole(above: str, key: str, value: Any) -> str:
+    """How a key of a source is set on the command line: a list can only be given whole."""
+    if above not in {f"corpus.{name}" for name in SOURCES}:
+        return f"--set '{above}=[…]'"
+    entry = {"uri": "FILE"} | ({} if key.isdecimal() else {key: value})
+    text = yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    return f"--set '{above}=[{text}]'"
+
+
 def _unknown(key: Path_) -> str:
     """What to say of a key that does not exist: the nearest beside it, else the same word elsewhere, else all."""
     place = tuple(part for part in key[:-1] if not part.isdecimal())  # entries of a list have the same keys
@@ -258,7 +278,10 @@ def _unknown(key: Path_) -> str:
     if near:
         hint = f"did you mean {'.'.join((*key[:-1], near[0]))}?"
     elif elsewhere or anywhere:
-        hint = f"did you mean {(elsewhere or anywhere)[0]}?"
+        meant = (elsewhere or anywhere)[0]
+        above, _, last = meant.rpartition(".")
+        of_source = above in {f"corpus.{name}" for name in SOURCES}
+        hint = f"did you mean {meant}?" + (f" Write {_whole(above, last, 'VALUE')}." if of_source else "")
     else:
         hint = f"known here: {', '.join(beside)}."
     return f"unknown key {'.'.join(key)}; {hint}"

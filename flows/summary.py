@@ -1,10 +1,12 @@
 """What a finished run shows: a short page on the terminal, and a card per stage for the Prefect UI."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks import corpus_card
 from tasks.artifacts import Manifest
 from tasks.masking import fraction
 from tasks.versions import Version
@@ -146,8 +148,11 @@ def what(manifest: Manifest) -> str:
 def card(manifest: Manifest, entry: Mapping[str, Any], recipe: str) -> str:
     """Markdown about one stage of a run, for the Prefect UI."""
     lines = [f"**{manifest.stage}** of `{recipe}`: {entry['state']} in {entry['seconds']:.1f} s ({entry['why']})"]
-    lines += ["", what(manifest), "", "| count | |", "|---|--:|"]
-    lines += [f"| {name} | {number:,} |" for name, number in manifest.counts.items()]
+    lines += ["", what(manifest), ""]
+    if "card.json" in manifest.files:
+        lines.append(corpus_card.markdown(json.loads(manifest.path("card.json").read_bytes())))
+    else:
+        lines += ["| count | |", "|---|--:|", *(f"| {name} | {number:,} |" for name, number in manifest.counts.items())]
     lines += ["", f"`{manifest.stage}/{manifest.key}`, digest `{manifest.digest[:16]}`, {manifest.bytes:,} bytes"]
     lines += [f"made from {name} `{digest[:16]}`" for name, digest in manifest.identity.inputs.items()]
     return "\n".join(lines)

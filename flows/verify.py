@@ -18,6 +18,8 @@ class Report:
 
     artifacts: dict[str, int] = field(default_factory=dict)
     """Stage -> artifacts checked."""
+    damaged: int = 0
+    """Artifacts with findings."""
     bytes: int = 0
     findings: list[str] = field(default_factory=list)
     """One line each, naming the file."""
@@ -39,6 +41,7 @@ def verify(store: Store, stage: str | None = None) -> Report:
             bar.note(f"{name} {folder.name[:8]}")
             findings = _findings(name, folder, report)
             report.findings += findings
+            report.damaged += bool(findings)
             with suppress(OSError):  # a store that cannot be written to can still be checked
                 artifacts.mark(folder, findings)
             bar.advance()
@@ -61,8 +64,9 @@ def show(report: Report) -> None:
     """The report for people, on stdout."""
     for finding in report.findings:
         print(finding)
+    number = sum(report.artifacts.values())
     checked = ", ".join(f"{number} {name}" for name, number in report.artifacts.items()) or "nothing is there yet"
-    verdict = f"{len(report.findings)} damaged" if report.findings else "all intact"
+    verdict = f"{report.damaged} of {number} artifacts damaged; checked" if report.findings else "all intact"
     print(f"{verdict}: {checked}; {report.bytes / 1e6:,.1f} MB hashed.")
     if report.findings:
         print("Run the flow again: what is damaged is made anew, the rest is kept.")

@@ -119,6 +119,13 @@ def test_a_prefect_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch,
     assert "http://127.0.0.1:9/api (PREFECT_API_URL)" in said(["run", "tiny", "--source", str(texts)], 2)
 
 
+def test_an_mlflow_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, texts: Path, home: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    text = said(["run", "tiny", "--source", str(texts)], 2)
+    assert "No MLflow server answers at http://127.0.0.1:9 (MLFLOW_TRACKING_URI)" in text and "secret" not in text
+    assert not (home / "prefect").exists()
+
+
 def test_plan_is_a_table_for_people_and_json_for_programs(texts: Path) -> None:
     assert "not made yet" in said(["plan", "tiny", "--source", str(texts)], 0)
     page = json.loads(runner.invoke(cli.app, ["plan", "tiny", "--source", str(texts), "--json"]).stdout)
@@ -137,10 +144,11 @@ def test_verify_names_what_is_damaged(home: Path) -> None:
     assert "all intact: 1 vocabulary" in said(["verify"], 0)
     manifest.path("tokenizer.json").write_text("[]")  # of the same size
     assert str(manifest.folder / "tokenizer.json") in said(["verify"], 65)
-    assert "1 damaged" in said(["verify", "vocabulary"], 65)
+    assert "1 of 1 artifacts damaged; checked: 1 vocabulary" in said(["verify", "vocabulary"], 65)
     assert "nothing is there yet" in said(["verify", "shards"], 0)
     report = json.loads(runner.invoke(cli.app, ["verify", "--json"]).stdout)
     assert len(report["findings"]) == 1 and report["artifacts"] == {"vocabulary": 1}
+    assert report["damaged"] == 1
 
 
 def test_runs_shows_the_state_and_the_command(home: Path) -> None:

@@ -3,11 +3,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flows import plan, recipes
 from flows.plan import Verdict
 from flows.recipes import Recipe
 from tasks.artifacts import Built, Store, Workspace
+from tasks.errors import UsageError
+from tasks.sources import Source
 
 STAGES = list(plan.INPUTS)
 
@@ -52,7 +56,8 @@ def test_in_an_empty_store_all_is_made(recipe: Recipe, store: Store) -> None:
     verdicts = plan.plan(recipe, store)
     assert actions(verdicts) == ["run"] * 6
     assert verdicts[0].why == "not made yet"
-    assert verdicts[2].why == "its input corpus and vocabulary are made again"
+    assert verdicts[1].why == "its input corpus is not made yet"
+    assert verdicts[2].why == "its input corpus and vocabulary are not made yet"
     assert not store.folders("corpus")
 
 
@@ -103,6 +108,53 @@ def test_changed_text_is_seen(recipe: Recipe, store: Store, tmp_path: Path) -> N
     (tmp_path / "texts" / "a.txt").write_text("Another text of a few words.")
     first = plan.plan(recipe, store)[0]
     assert first.action == "run" and "changed" in first.why
+
+
+def corpus_of(recipe: Recipe, *sources: Source) -> Recipe:
+    return replace(recipe, corpus=replace(recipe.corpus, sources=sources))
+
+
+def test_a_changed_source_is_named_with_the_key_that_differs(recipe: Recipe, store: Store, tmp_path: Path) -> None:
+    texts = Source(str(tmp_path / "texts"), name="texts", text_key="body")
+    (tmp_path / "more.txt").write_text("More text of a few words.")
+    more = Source(str(tmp_path / "more.txt"), name="more")
+    make(corpus_of(recipe, texts, more), store, ["corpus"])
+
+    def why(*sources: Source) -> str:
+        return plan.plan(corpus_of(recipe, *sources), store)[0].why
+
+    assert why(texts, more) == "up to date"
+    assert why(replace(texts, text_key="text"), more) == "corpus.sources.texts.text_key changed: body → text"
+    assert why(texts) == "corpus.sources.more is gone; input removed: more"
+    last = Source(str(tmp_path / "more.txt"), name="last")
+    assert why(texts, more, last) == "corpus.sources.last is new; input added: last"
+    assert why(more, texts) == "corpus: its sources come in another order"
+    (tmp_path / "more.txt").write_text("Other text of a few words.")
+    assert why(texts, more) == "input changed: more"
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_two_values_that_differ_are_never_shown_alike(begin: str, old: str, new: str) -> None:
+    old, new = begin * 9 + old, begin * 9 + new
+    if old == new:
+        return
+    first, second = plan._side_by_side(old, new)
+    assert first != second
+    assert max(len(first), len(second)) <= plan.LONGEST
+
+
+def test_a_runner_that_is_not_installed_is_said_before_anything_runs(
+    recipe: Recipe, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan.runners, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"runner: dask needs prefect_dask and distributed; pip install"):
+        plan.plan(replace(recipe, runner="dask"), store)
+    plan.plan(recipe, store)
+
+
+def test_who_works_does_not_change_what_is_made(recipe: Recipe, store: Store) -> None:
+    make(recipe, store)
+    assert actions(plan.plan(replace(recipe, runner="dask"), store)) == ["reuse"] * 6
 
 
 def test_a_damaged_artifact_is_named_and_what_follows_it_is_kept(recipe: Recipe, store: Store) -> None:

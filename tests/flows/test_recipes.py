@@ -15,8 +15,9 @@ from tasks.sources import Source
 
 QUICKSTART = recipes.load("quickstart")
 KEYS = [key for key in recipes.keys() if key[:-1]]  # noqa: SIM118
-SETTINGS = [key for key in KEYS if key not in {known[:-1] for known in KEYS} and key[:2] != ("corpus", "sources")]
-SETTINGS += [("corpus", "sources")]
+LISTS = [("corpus", name) for name in recipes.SOURCES]
+SETTINGS = [key for key in KEYS if key not in {known[:-1] for known in KEYS} and key[:2] not in LISTS]
+SETTINGS += LISTS
 
 
 def value_of(recipe: recipes.Recipe, key: tuple[str, ...]) -> object:
@@ -134,8 +135,27 @@ def test_a_relative_source_starts_at_the_recipe_or_at_the_current_folder(
     assert recipes.load("tiny", sources=["texts"]).corpus.sources[0].uri == "/texts"
 
 
+def test_a_url_stays_as_it_is_and_file_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = ["s3://bucket/key*.txt", "https://host/a.jsonl?b=c", "hf://datasets/x/y", "memory://a", "zip://*::s3://b/c"]
+    (tmp_path / "mine.yaml").write_text("corpus: {sources: [{uri: 'file:///a/b', text_key: body}, 'file://c']}")
+    sources = recipes.load(str(tmp_path / "mine.yaml")).corpus.sources
+    assert [source.uri for source in sources] == ["/a/b", f"{tmp_path}/c"]
+    monkeypatch.chdir(tmp_path)
+    assert [source.uri for source in recipes.load("tiny", sources=urls).corpus.sources] == urls
+    words = shlex.split(recipes.command("tiny", [*urls, "file:///a/b", "file://c"]))
+    assert words[4::2] == [*urls, "/a/b", f"{tmp_path}/c"]
+
+
+def test_evaluation_files_are_written_like_sources(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("corpus: {sources: [a], evaluation_files: [b, {uri: 's3://c/d', text_key: x}]}")
+    corpus = recipes.load(str(tmp_path / "mine.yaml")).corpus
+    assert corpus.evaluation_files == (Source(f"{tmp_path}/b"), Source("s3://c/d", text_key="x"))
+
+
 def test_only_a_recipe_with_a_source_on_the_hub_may_go_there(tmp_path: Path) -> None:
     assert recipes.load("tiny", sources=["hf:owner/name"]).reaches_hub
+    assert recipes.load("tiny", sources=["hf://datasets/owner/name/a.txt"]).reaches_hub
+    assert recipes.load("tiny", overrides=["corpus.evaluation_files=['hf:owner/name']"]).reaches_hub
     assert not recipes.load("tiny", sources=[f"hf:{tmp_path}"]).reaches_hub
     assert not recipes.load("tiny").reaches_hub
 
@@ -173,3 +193,49 @@ def test_a_key_that_stands_twice_an_empty_source_and_a_bad_override_are_named(tm
         recipes.load("tiny", [""])
     with pytest.raises(UsageError, match=r"tiny.yaml --set shards.rate=2: The mask rate '2'"):
         recipes.load("tiny", [], ["shards.rate=2"])
+
+
+@pytest.mark.parametrize("override", ["corpus.sources.text_key=body", "corpus.sources.0.text_key=body"])
+def test_a_key_of_a_source_is_set_with_its_whole_list(override: str, tmp_path: Path) -> None:
+    whole = "corpus.sources=[{uri: FILE, text_key: body}]"
+    with pytest.raises(UsageError) as caught:
+        recipes.load("tiny", sources=[str(tmp_path)], overrides=[override])
+    assert f"corpus.sources is a list; write it whole: --set '{whole}'." in str(caught.value)
+    with pytest.raises(UsageError, match=r"did you mean corpus.sources.text_key\? Write --set 'corpus.sources=\[{uri"):
+        recipes.load("tiny", overrides=["text_key=body"])
+    (source,) = recipes.load("tiny", overrides=[whole.replace("FILE", str(tmp_path))]).corpus.sources
+    assert source == Source(str(tmp_path), text_key="body")
+    with pytest.raises(UsageError, match=r"evaluate.rates is a list; write it whole: --set 'evaluate.rates=\[…\]'"):
+        recipes.load("tiny", overrides=["evaluate.rates.0=1"])
+
+
+def test_the_runner_is_one_of_three(tmp_path: Path) -> None:
+    assert recipes.load("tiny").runner == "processes"
+    assert recipes.load("tiny", overrides=["runner=ray"]).runner == "ray"
+    path = tmp_path / "mine.yaml"
+    path.write_text("runner: dusk")
+    with pytest.raises(UsageError, match=r"mine.yaml: runner: .*'processes', 'dask' or 'ray', not 'dusk'"):
+        recipes.load(str(path), sources=["x"])
+    path.write_text("corpus: {runner: dask}")
+    with pytest.raises(UsageError, match=r"unknown key corpus.runner; did you mean runner\?"):
+        recipes.load(str(path), sources=["x"])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("corpus.cleaning.mojibak=false", r"did you mean corpus.cleaning.mojibake\?"),
+        ("corpus.near_duplicates.similarty=0.9", r"did you mean corpus.near_duplicates.similarity\?"),
+        ("corpus.mojibake=false", r"did you mean corpus.cleaning.mojibake\?"),
+    ],
+)
+def test_a_misspelt_key_of_an_inner_group_is_named(override: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        recipes.load("tiny", overrides=[override])
+
+
+def test_inner_groups_are_set_key_by_key() -> None:
+    given = ["corpus.cleaning.mojibake=false", "corpus.near_duplicates.similarity=0.9"]
+    corpus = recipes.load("tiny", overrides=given).corpus
+    assert (corpus.cleaning.mojibake, corpus.near_duplicates.similarity) == (False, "0.9")
+    assert dataclasses.replace(corpus.cleaning, mojibake=True) == recipes.load("tiny").corpus.cleaning

@@ -1,0 +1,31 @@
+"""python -m pytest tests/flows/test_summary.py"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flows import summary
+from tasks import corpus_card
+from tasks.artifacts import Built, Identity, Manifest, Store
+from tests.tasks.test_corpus_card import card, source
+
+ENTRY = {"state": "made", "seconds": 1.0, "why": "it is not made yet"}
+
+
+def made(folder: Path, stage: str, **files: Any) -> Manifest:
+    def build(workspace: Any) -> Built:
+        for name, value in files.items():
+            (workspace.folder / f"{name}.json").write_text(json.dumps(value))
+        return Built({"documents_kept": 3}, {})
+
+    return Store(folder).make(Identity(stage, 1, {}, {}), build)[0]
+
+
+def test_prefects_artifact_of_the_corpus_is_its_card(tmp_path: Path) -> None:
+    shown = card(source("novels", "<script>alert(1)</script>", too_short=4))
+    text = summary.card(made(tmp_path, "corpus", card=shown), ENTRY, "tiny")
+    assert corpus_card.markdown(shown) in text and "<script" not in text and "too\\_short" in text
+
+
+def test_prefects_artifact_of_another_stage_is_its_counts(tmp_path: Path) -> None:
+    assert "| documents_kept | 3 |" in summary.card(made(tmp_path, "vocabulary"), ENTRY, "tiny")
