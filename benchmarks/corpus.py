@@ -11,8 +11,10 @@ below it; they alternate, and the medians count. Wall seconds, CPU seconds of th
 floor       read, cut into 4096 characters, NFC, sha256, zstd Parquet: what nobody can do without
 plain       the stage with near_duplicates.enabled=false (exact duplicates are dropped)
 near        the stage as it comes
-datatrove   JsonlReader, NFC, exact deduplication (three steps), ParquetWriter(zstd); the same documents as JSON lines
-records     plain, on the JSON lines
+records     plain, on the same documents as JSON lines
+datatrove   on those: JsonlReader, FTFYFormatter (mojibake, control characters, line ends, NFC), exact deduplication in
+            its three steps, ParquetWriter(zstd): what plain does, as far as datatrove has it
+bare        the same with NFC alone in place of FTFYFormatter
 """
 
 import argparse
@@ -126,6 +128,7 @@ import json, sys, unicodedata
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.dedup.exact_dedup import (
     ExactDedupConfig, ExactDedupFilter, ExactDedupSignature, ExactFindDedups)
+from datatrove.pipeline.formatters import FTFYFormatter
 from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers.parquet import ParquetWriter
@@ -141,11 +144,12 @@ def content(document):
 if __name__ == "__main__":
     folder, work, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
     config = ExactDedupConfig(content_getter=content)
+    formatter = NFC if sys.argv[4] == "bare" else FTFYFormatter
     def run(name, steps, tasks):
         LocalPipelineExecutor(pipeline=steps, tasks=tasks, workers=tasks, logging_dir=f"{work}/logs/{name}").run()
-    run("1", [JsonlReader(folder), NFC(), ExactDedupSignature(f"{work}/signatures", config, workers)], workers)
+    run("1", [JsonlReader(folder), formatter(), ExactDedupSignature(f"{work}/signatures", config, workers)], workers)
     run("2", [ExactFindDedups(f"{work}/signatures", f"{work}/duplicates", config)], workers)
-    run("3", [JsonlReader(folder), NFC(), ExactDedupFilter(f"{work}/duplicates", config),
+    run("3", [JsonlReader(folder), formatter(), ExactDedupFilter(f"{work}/duplicates", config),
               ParquetWriter(f"{work}/out", compression="zstd")], workers)
     print(json.dumps({}))
 """
@@ -158,17 +162,17 @@ def measure(command: Sequence[str]) -> dict[str, float]:
     """Runs a command: wall and CPU seconds, and the peak of the memory of its whole tree in MB."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     started, before = time.monotonic(), os.times()
-    said = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill up
-    process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, cwd=tempfile.gettempdir())
     peak = 0.0
-    tree = psutil.Process(process.pid)
-    while process.poll() is None:
-        peak = max(peak, memory(tree))
-        time.sleep(0.1)
-    seconds, after = time.monotonic() - started, os.times()
-    said.seek(0)
-    if process.returncode:
-        raise SystemExit(said.read()[-2000:])
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would fill up
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, cwd=tempfile.gettempdir())
+        tree = psutil.Process(process.pid)
+        while process.poll() is None:
+            peak = max(peak, memory(tree))
+            time.sleep(0.1)
+        seconds, after = time.monotonic() - started, os.times()
+        said.seek(0)
+        if process.returncode:
+            raise SystemExit(said.read()[-2000:])
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return {"wall": seconds, "cpu": cpu, "memory": peak}
 
@@ -192,7 +196,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--peer", help="a Python with datatrove[io,processing]")
-    parser.add_argument("--only", nargs="+", help="some of floor, plain, near, records, datatrove")
+    parser.add_argument("--only", nargs="+", help="some of floor, plain, near, records, datatrove, bare")
     parser.add_argument("--work", type=Path, help="folder of the child", default=None)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -220,7 +224,8 @@ def report(given: Any, size: int, folder: Path) -> None:
         "records": [*me, str(folder / "records"), *rest, "--child", "plain"],
     }
     if given.peer:
-        commands["datatrove"] = [given.peer, str(peer), str(folder / "records"), str(work), str(given.workers)]
+        words = [given.peer, str(peer), str(folder / "records"), str(work), str(given.workers)]
+        commands |= {"datatrove": [*words, "ftfy"], "bare": [*words, "bare"]}
     commands = {name: command for name, command in commands.items() if not given.only or name in given.only}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(given.repeats):

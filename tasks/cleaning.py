@@ -126,6 +126,7 @@ class Cleaner:
             "whitespace": whitespace if cleaning.whitespace else None,
         }
         self.steps = [(name, step) for name in STEPS if (step := steps[name]) is not None]
+        self.steps_for_tidy = [(name, step) for name, step in self.steps if name not in ("newlines", "whitespace")]
         self.rules = [
             rule
             for rule, wanted in (
@@ -136,18 +137,23 @@ class Cleaner:
             if wanted
         ]
 
-    def clean(self, text: str) -> Cleaned:
-        """The clean text, the steps that changed it, and the reason where it is no document."""
+    def clean(self, text: str, tidy: bool = False) -> Cleaned:
+        """The clean text, the steps that changed it, and the reason where it is no document.
+
+        tidy    it was read as Document.tidy says, so that two steps need not look at it
+        """
         changed: set[str] = set()
+        steps = self.steps_for_tidy if tidy and not _ODD_BLANK.search(_odd(text)) else self.steps
         for _ in range(PASSES):
             came = text
-            for name, step in self.steps:
+            for name, step in steps:
                 after = step(text)
                 if after != text:
                     changed.add(name)
                     text = after
-            if text == came:
+            if text is came or text == came:
                 break
+            steps = self.steps
         names = tuple(name for name in STEPS if name in changed) if changed else ()
         reason, language = self._judge(text)
         return Cleaned(text, reason, names, language)
@@ -278,6 +284,9 @@ def _redact(kinds: list[Callable[[str], str]], text: str) -> str:
 
 
 _BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace() and character not in "\r\n")
+
+
+_ODD_BLANK = re.compile("[" + re.escape(_BLANKS.replace(" ", "").replace("\t", "")) + "]")
 
 
 def whitespace(text: str) -> str:

@@ -5,11 +5,13 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from .artifacts import file_digest, write_atomic
+from .hardware import thread_count
 from .progress import progress
 
 MEMORY = "digests.json"
@@ -67,9 +69,11 @@ class Memory:
 
     def _hash(self, paths: Sequence[Path], unknown: Sequence[int]) -> Iterator[tuple[int, Digest]]:
         sizes = [_size(paths[number]) for number in unknown]
-        with progress("digests", sum(sizes) / 1e6, "MB") if sum(sizes) > NOISY_BYTES else nullcontext() as bar:
-            for number, size in zip(unknown, sizes):
-                yield number, self._hashed(paths[number])
+        shown = progress("digests", sum(sizes) / 1e6, "MB") if sum(sizes) > NOISY_BYTES else nullcontext()
+        with shown as bar, ThreadPoolExecutor(thread_count()) as pool:  # hashing lets other threads work
+            hashed = pool.map(self._hashed, [paths[number] for number in unknown])
+            for number, size, digest in zip(unknown, sizes, hashed):
+                yield number, digest
                 if bar is not None:
                     bar.advance(size / 1e6)
 

@@ -17,6 +17,7 @@ from .selection import KEPT, SPLITS, TRAIN, Decided, times_taken
 
 GROUP_BYTES = 16 << 20
 """Text in a row group: what the writer and the readers hold in memory."""
+GROUP_ROWS = 1 << 17
 PART_BYTES = (16 << 20, 512 << 20)
 """Least and most text of a part; in between, a corpus has PARTS of them."""
 PARTS = 64
@@ -64,7 +65,7 @@ def parts(decided: Decided) -> Iterator[Part]:
         rest, ends = piece, _kept_so_far(piece, decided)
         while rest.rows:
             # No piece is larger than a row group: its text is held in memory.
-            stop = min(int(np.searchsorted(ends, min(size - held, GROUP_BYTES))) + 1, rest.rows)
+            stop = min(int(np.searchsorted(ends, min(size - held, GROUP_BYTES))) + 1, rest.rows, GROUP_ROWS)
             pieces.append(_cut(rest, 0, stop))
             held += int(ends[stop - 1])
             rest, ends = _cut(rest, stop, rest.rows), ends[stop:] - ends[stop - 1]
@@ -134,12 +135,14 @@ def _table(piece: Piece, folder: Path, keep: NDArray[np.bool_], split: NDArray[n
         texts = texts.take(packs.numbers(rows, pa.int64()))
     copies = np.where(split == TRAIN, times_taken(ids, Fraction(piece.weight)), 1).astype(np.int32)
     names = ids.astype(">u8").tobytes().hex().encode()
+    splits = [_SPLITS[code] for code in split.tolist()]
+    label = piece.label.encode()
     columns = [
-        packs.strings([names[start : start + 32] for start in range(0, len(names), 32)]),
+        packs.strings(names, np.full(len(ids), 32)),
         texts["text"],
-        packs.strings([piece.label.encode()] * len(ids)),
+        packs.strings(label * len(ids), np.full(len(ids), len(label))),
         texts["offset"],
-        packs.strings([_SPLITS[code] for code in split.tolist()]),
+        packs.strings(b"".join(splits), np.array(list(map(len, splits)))),
         packs.numbers(copies, pa.int32()),
     ]
-    return pa.table(columns, [field.name for field in SCHEMA]).cast(SCHEMA)
+    return pa.table(columns, SCHEMA)

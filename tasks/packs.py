@@ -40,7 +40,7 @@ from .streams import Item, Limits, Reject
 
 BATCH_BYTES = 4 << 20
 """Text that is signed and written together: what a reading process holds in memory, a few times."""
-LOOKED_AT = 64
+LOOKED_AT = 128
 """The language is asked of one in so many documents."""
 UNUSED_DAYS = 14
 """A pack that no run has used for so long is removed."""
@@ -132,7 +132,7 @@ def _read_file(item: Item, writer: "_Writer", manner: Manner) -> dict[str, Any]:
             if is_fault(event.reason):
                 writer.quarantine.write(json.dumps(asdict(event), sort_keys=True).encode() + b"\n")
             continue
-        cleaned = cleaner.clean(event.text)
+        cleaned = cleaner.clean(event.text, event.tidy)
         if cleaned.reason:
             books.take(_size(event.text), len(event.text), cleaned.reason)
             continue
@@ -206,8 +206,9 @@ class _Writer:
             return
         for name, column in self._columns().items():
             self.columns.setdefault(name, []).append(column)
-        columns = [strings(self.texts), numbers(np.array(self.offsets, np.int64), pa.int64())]
-        self.arrow.write_batch(pa.record_batch(columns, SCHEMA))
+        texts = strings(b"".join(self.texts), np.fromiter(map(len, self.texts), np.int64, len(self.texts)), large=True)
+        offsets = numbers(np.array(self.offsets, np.int64), pa.int64())
+        self.arrow.write_batch(pa.record_batch([texts, offsets], SCHEMA))
         self.texts, self.offsets, self.characters, self.held = [], [], [], 0
 
     def _columns(self) -> dict[str, NDArray[Any]]:
@@ -248,12 +249,12 @@ def _digest(data: bytes) -> bytes:
 # Arrays from their buffers: pa.array(list) imports pandas, which takes longer than reading a million documents.
 
 
-def strings(parts: Sequence[bytes]) -> pa.Array:
-    """A column of texts in UTF-8."""
-    ends = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=ends[1:])
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(parts))]
-    return pa.Array.from_buffers(pa.large_string(), len(parts), buffers)
+def strings(data: bytes, sizes: NDArray[Any], large: bool = False) -> pa.Array:
+    """A column of texts that stand one after the other in `data`, in UTF-8."""
+    ends = np.zeros(len(sizes) + 1, np.int64 if large else np.int32)
+    np.cumsum(sizes, out=ends[1:])
+    kind = pa.large_string() if large else pa.string()
+    return pa.Array.from_buffers(kind, len(sizes), [None, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 def numbers(values: NDArray[Any], kind: pa.DataType) -> pa.Array:

@@ -60,9 +60,9 @@ def pages(blocks: Iterable[Block | Reject], size: int) -> Iterator[Document | Re
             continue
         for offset, text, length in _steps(block, page):
             for start, document in page.add(offset, text, length):
-                yield Document(document, start)
+                yield Document(document, start, True)
     for start, document in page.close():
-        yield Document(document, start)
+        yield Document(document, start, True)
 
 
 def each(blocks: Iterable[Block | Reject], size: int) -> Iterator[Document | Reject]:

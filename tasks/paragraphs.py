@@ -160,11 +160,11 @@ def _joined(
         return joined
     short = np.repeat(width, number)[at] - 9 - characters[at - 1]  # joined where the first word is longer than this
     joined[at[short < 1]] = True
-    asked = at[(short >= 1) & (characters[at] > short)]
-    for one, least in zip(asked.tolist(), short[(short >= 1) & (characters[at] > short)].tolist()):
-        start, end = int(lines.start[one]), int(lines.end[one])
-        blank = data.find(b" ", start, end)
-        joined[one] = len(data[start : blank if blank >= 0 else end].decode()) > least
+    asked = (short >= 1) & (characters[at] > short)
+    start = lines.start[at[asked]]
+    blanks = np.append(np.flatnonzero(array == 32), len(array))
+    word_end = np.minimum(blanks[np.searchsorted(blanks, start)], lines.end[at[asked]])
+    joined[at[asked]] = _count(leading, start, word_end) > short[asked] if len(start) else False
     at = at[joined[at]]
     for one in at[flags[at] & ASK != 0].tolist():
         joined[one] = not MARKUP.match(data[lines.start[one] : lines.end[one]].decode())

@@ -65,6 +65,8 @@ class Document:
 
     text: str
     offset: int
+    tidy: bool = False
+    """Its lines end in "\\n" without blanks of ASCII before it, and no two blank ones come together."""
 
 
 @dataclass(frozen=True)

@@ -299,10 +299,10 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(
 ) -> None:
     clean = packs.Cleaner.clean
 
-    def append(self, one):  # type: ignore[no-untyped-def]
+    def append(self, *one):  # type: ignore[no-untyped-def]
         with open(text / "2.txt", "a") as file:
             file.write("more")
-        return clean(self, one)
+        return clean(self, *one)
 
     monkeypatch.setattr(packs.Cleaner, "clean", append)
     os.utime(text / "2.txt", (1e9, 1e9))
