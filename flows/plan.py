@@ -33,6 +33,10 @@ LONGEST = 40
 """Characters of a value in a reason."""
 
 
+SHOWN = 4
+"""Differences that are named, where there are many."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is to be done with one stage."""
@@ -171,7 +175,10 @@ def _difference(identity: Identity, store: Store) -> str:
             found = differences(artifacts.load(folder), identity)
             if closest is None or len(found) <= len(closest):  # of two equally close ones, the newer
                 closest = found
-    return "not made yet" if closest is None else "; ".join(closest)
+    if closest is None:
+        return "not made yet"
+    more = f"; and {len(closest) - SHOWN} more" if len(closest) > SHOWN else ""
+    return "; ".join(closest[:SHOWN]) + more
 
 
 def differences(old: Manifest, new: Identity) -> list[str]:

@@ -211,6 +211,11 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
 
     try:
         text = json.dumps([data], allow_nan=False)
+        json.dumps([data], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            "A source has a name that is not UTF-8; rename that file or folder, or give the folder above it."
+        ) from None
     except (TypeError, ValueError) as error:
         raise UsageError(f"{origin(())}: a recipe holds text, numbers, lists and mappings only ({error}).") from None
     try:
@@ -224,6 +229,9 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
             raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
         what = first["msg"].removeprefix("Value error, ")
         what = what.replace("Input should be an object", "this is a group of settings, so keys belong below it")
+        what = what.replace("Input should be a valid array", "this is a list, such as [en]")
+        if first["type"] == "string_type" and isinstance(first["input"], bool):
+            what += " (YAML reads no, off and yes as true or false; quote them)"
         got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}{got}.") from None
     except MaskmillError as error:

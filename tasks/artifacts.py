@@ -41,6 +41,7 @@ from .manifests import (
     names_in,
     page,
     read_sealed,
+    save_array,
     sealed,
     size_of,
     verify,
@@ -65,6 +66,7 @@ __all__ = [
     "fsync",
     "load",
     "mark",
+    "save_array",
     "verify",
     "write_atomic",
 ]
@@ -94,13 +96,17 @@ def finished_unit(scratch: Path, name: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        receipt = read_sealed(path)
+        try:
+            receipt = read_sealed(path)
+        except OSError as error:  # somebody else found it damaged, or it is no file
+            raise DataError(f"{path} cannot be read ({error.strerror}).") from None
         for entry, what in receipt["files"].items():
             if size_of(scratch / entry) != what["bytes"] or file_digest(scratch / entry) != what["sha256"]:
                 raise DataError(f"{scratch / entry} is damaged.")
     except DataError as error:
         say(f"{error} That unit is made again.")
-        path.unlink()
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         return None
     return receipt["facts"]
 

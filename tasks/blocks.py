@@ -66,7 +66,7 @@ class _Reader:
             data, self.offset = data[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
         if self.skipped:
             size = _first_line(data, ended)
-            if not size:
+            if not size and not ended:
                 self._skip(data)
                 return
             yield too_long(Line(self.number, self.offset, None, self.skipped + size), self.limits)

@@ -23,6 +23,16 @@ def is_fault(reason: str) -> bool:
     return reason not in DROPPED and not reason.startswith(("c4_", "gopher_"))
 
 
+def listed(numbers: Mapping[str, int]) -> str:
+    """The commonest first."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(numbers.items(), key=lambda one: (-one[1], one[0])))
+
+
+def per_cent(part: int, whole: int) -> str:
+    """In per cent."""
+    return f"{100 * part / whole:.0f} %" if whole else "0 %"
+
+
 class Books:
     """[documents, bytes, characters] of what came in, of each reason, and of what cleaning took off."""
 
@@ -67,10 +77,9 @@ class Books:
         for step, number in facts["changed"].items():
             self.changed[step] = self.changed.get(step, 0) + number
 
-    def faults(self) -> dict[str, int]:
-        """Reason -> documents, of what is wrong with the data, the commonest first."""
-        found = {reason: numbers[0] for reason, numbers in self.rejected.items() if is_fault(reason)}
-        return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
+    def faults(self) -> dict[str, list[int]]:
+        """Reason -> documents, bytes, characters, of what is wrong with the data."""
+        return {reason: numbers for reason, numbers in self.rejected.items() if is_fault(reason)}
 
     def page(self, source: str, kept: Sequence[int]) -> dict[str, Any]:
         """The books as the manifest has them. Raises DataError when they do not balance."""

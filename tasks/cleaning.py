@@ -156,6 +156,8 @@ class Cleaner:
             steps = self.steps
         names = tuple(name for name in STEPS if name in changed) if changed else ()
         reason, language = self._judge(text)
+        if reason in ("empty", "too_short") and "c4" in changed:
+            reason = "c4_lines"  # what its rules for lines have left is no document any more
         return Cleaned(text, reason, names, language)
 
     def _judge(self, text: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@
 
 The result is the same for any number of workers, any kind of pool and any order of finishing; a killed run loses no
 more than the files and parts in work. Memory is bounded by the config: of a document a few bytes are held, of a file
-about a kilobyte, beside `memory_bytes` and what each process works on.
+two kilobytes, of a source with a budget the ids of its documents, beside `memory_bytes` and what each process works on.
 
 Documents, bytes and characters are counted when they are read and again when they are written: in = kept + each reject
 reason + what cleaning took off, per source; the stage fails if that is off (books.py).
@@ -22,29 +22,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from . import corpus_card, merging, packs
-from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, write_atomic
-from .books import is_fault
+from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, save_array, write_atomic
+from .books import is_fault, listed, per_cent
 from .cleaning import Cleaner, Cleaning, engines
 from .errors import DataError, UsageError
 from .findings import card
+from .folders import PASSED_OVER
 from .hardware import thread_count
-from .leakage import Probe
+from .leakage import Probe, probe_of
 from .minhash import NearDuplicates
 from .packs import Manner, Reading
 from .parallel import Pool, in_order, processes
 from .progress import Bar, progress, say
-from .reading import documents
+from .quarantine import lines
 from .selection import SPLITS, Decided, Selection
 from .sources import Source, Surveyed, survey
-from .streams import Document, Item, Limits
+from .streams import Item, Limits
 from .units import read_unit, units
 
 STAGE = "corpus"
 VERSION = 2
+LEAST_MEMORY = 16 << 20
 NOT_IDENTITY = {"workers", "memory_bytes"}
 FOLDER = ".packs"
 
@@ -76,6 +77,10 @@ class CorpusConfig:
     """Reading processes; 0 takes one per core. Does not change the result."""
     memory_bytes: int = 1 << 30
     """What looking for duplicates may take, about; more documents than fit are looked at in several passes."""
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < LEAST_MEMORY:
+            raise UsageError(f"corpus.memory_bytes is {self.memory_bytes}; use {LEAST_MEMORY} or more.")
 
 
 def identity(config: CorpusConfig, store_root: Path) -> Identity:
@@ -123,7 +128,10 @@ def corpus(config: CorpusConfig, store: Store, pool: Pool | None = None) -> tupl
         made = _Making(config, surveyed, evaluation, work, store.root / STAGE / FOLDER)
         return made.make(pool, store.folder(this))
 
-    return store.make(this, build, ["pyarrow", "numpy"])
+    manifest, reused = store.make(this, build, ["pyarrow", "numpy"])
+    if reused:
+        _tell(surveyed, manifest.facts["books"], manifest.folder)
+    return manifest, reused
 
 
 def _fractions(config: CorpusConfig) -> tuple[Fraction, Fraction]:
@@ -166,8 +174,9 @@ class _Making:
         self.entries: dict[str, tuple[str, dict[str, Any]]] = {}
         """Key of a file -> its pack and entry, for as long as it may be needed."""
         digests = Counter(item.digest for one in surveyed for item in one.items)
+        self.examples = ["" for _ in surveyed]
+        """Of each source, the first thing that was wrong."""
         self.repeated = {digest for digest, number in digests.items() if number > 1}
-        self.languages: list[Counter[str]] = [Counter() for _ in surveyed]
 
     def make(self, pool: Pool | None, final: Path) -> Built:
         for stale in self.work.folder.glob("documents-*.parquet"):  # of a run that was killed here
@@ -178,7 +187,7 @@ class _Making:
                 pool = stack.enter_context(processes(workers))
             manner, probe = self._manner()
             selection = self._read(pool, manner)
-            self._refuse_bad(selection, final)
+            self._refuse_bad(selection)
             near, shares = self.config.near_duplicates, _fractions(self.config)
             decided = selection.decide(shares, near, bool(manner.probe), self.config.memory_bytes)
             counts = self._write(pool, decided)
@@ -194,11 +203,8 @@ class _Making:
         manner = Manner(self.config.cleaning, self.config.limits, self.config.near_duplicates)
         if not self.evaluation:
             return manner, None
+        probe = probe_of(self.evaluation, Cleaner(self.config.cleaning), self.config.limits)
         path = self.work.scratch / "evaluation.npy"
-        items = [item for one in self.evaluation for item in one.items]
-        events = (event for item in items for event in documents(item, self.config.limits))
-        cleaner = Cleaner(self.config.cleaning)
-        probe = Probe.from_texts(cleaner.clean(event.text).text for event in events if isinstance(event, Document))
         probe.save(path)
         return replace(manner, probe=str(path)), probe
 
@@ -230,41 +236,41 @@ class _Making:
     def _take(self, selection: Selection, source: int, item: Item, key: str, quarantine: Any) -> None:
         pack, entry = self.entries[key]
         selection.take(source, item.label, pack, entry)
-        self.languages[source].update(entry["languages"])
-        start, size = entry["faults"]
-        if size:
-            with open(self.folder / pack / "quarantine.jsonl", "rb") as faults:
-                faults.seek(start)
-                for line in faults.read(size).splitlines():
-                    fault = {"source": item.label, **json.loads(line)}
-                    quarantine.write(json.dumps(fault, sort_keys=True).encode() + b"\n")
+        for fault in lines(self.folder / pack / "quarantine.jsonl", entry["faults"], item.label):
+            self.examples[source] = self.examples[source] or f"{fault['reason']}: {fault['detail'] or item.label}"
+            quarantine.write(json.dumps(fault, sort_keys=True).encode() + b"\n")
 
-    def _refuse_bad(self, selection: Selection, final: Path) -> None:
+    def _refuse_bad(self, selection: Selection) -> None:
         """Raises DataError where too much of a source is damaged: most likely it is not what its owner meant."""
-        for one, books in zip(self.surveyed, selection.books):
+        most = Fraction(self.config.max_bad_fraction)
+        for one, books, example in zip(self.surveyed, selection.books, self.examples):
             faults = books.faults()
-            bad = sum(faults.values())
-            if bad > Fraction(self.config.max_bad_fraction) * books.came[0]:
+            bad, size = (sum(numbers[unit] for numbers in faults.values()) for unit in (0, 1))
+            if bad > most * books.came[0] or size > most * books.came[1]:
+                reasons = listed({reason: numbers[0] for reason, numbers in faults.items()})
+                size_said, where = per_cent(size, books.came[1]), self.work.folder / "quarantine.jsonl"
                 raise DataError(
-                    f"{bad} of {books.came[0]} documents of source {one.source.name} are damaged ({_list(faults)}; "
-                    f"see {self.work.folder / 'quarantine.jsonl'}); repair it, check its text_key and format, or raise "
-                    "corpus.max_bad_fraction."
+                    f"{bad} of {books.came[0]} documents of source {one.source.name}, {size_said} of its bytes, are "
+                    f"damaged: {reasons}, such as {example}; see {where}, correct the source's text_key, format or "
+                    "encoding, or set corpus.max_bad_fraction to 1."
                 )
 
     def _write(self, pool: Pool | None, decided: Decided) -> Counter[str]:
         """Writes the documents; returns how many each split has."""
         scratch = self.work.scratch
-        np.save(scratch / "verdict.npy", decided.verdict)
-        np.save(scratch / "split.npy", decided.split)
+        save_array(scratch / "verdict.npy", decided.verdict)
+        save_array(scratch / "split.npy", decided.split)
         counts: Counter[str] = Counter()
         kept = sum(numbers[0] for numbers in decided.kept)
+        names: list[str] = []
         work = partial(merging.write_part, folder=self.folder, scratch=scratch)
         with progress("corpus", kept, "documents written") as bar:
-            for number, (part, written) in enumerate(in_order(merging.parts(decided), work, pool)):
-                path = self.work.folder / f"documents-{number:05d}.parquet"
-                (scratch / f"{part.name}.parquet").rename(path)
+            for part, written in in_order(merging.parts(decided), work, pool):
+                names.append(part.name)
                 counts.update(written)
                 bar.advance(sum(written.values()))
+        for number, name in enumerate(names):  # now only: a part stays a finished unit until all are there
+            (scratch / f"{name}.parquet").rename(self.work.folder / f"documents-{number:05d}.parquet")
         return counts
 
     def _account(self, decided: Decided, written: Counter[str], probe: Probe | None, final: Path) -> Built:
@@ -275,10 +281,13 @@ class _Making:
         ]
         total = Counter[str]()
         rejected = Counter[str]()
-        for one, page in zip(self.surveyed, pages):
+        for page in pages:
             total.update({key: value for key, value in page.items() if isinstance(value, int)})
             rejected.update({reason: numbers["documents"] for reason, numbers in page["rejected"].items()})
-            _say_refused(one, page, final)
+        _tell(self.surveyed, pages, final)
+        if decided.clusters and decided.clusters.passed_over:
+            number = decided.clusters.passed_over
+            say(f"corpus: near copies: {number} comparisons were left out, too many unlike documents share a key")
         rows = sum(pq.read_metadata(path).num_rows for path in self.work.folder.glob("documents-*.parquet"))
         if not rows == written.total() == total["documents_kept"]:
             raise DataError(f"corpus: {rows} documents written, {total['documents_kept']} kept; please report this.")
@@ -289,7 +298,7 @@ class _Making:
             {"name": one.source.name, "kind": one.kind, "files": len(one.items), "licence": one.source.licence}
             for one in self.surveyed
         ]
-        found = card(asdict(self.config), decided, pages, counts, self.languages, probe)
+        found = card(asdict(self.config), decided, pages, counts, probe)
         write_atomic(self.work.folder / "card.json", json.dumps(found, indent=1, ensure_ascii=False).encode())
         write_atomic(self.work.folder / "card.html", corpus_card.render(found).encode())
         # What was skipped is no part of the key, so it may be no part of the digest either.
@@ -301,21 +310,26 @@ def _show(bar: Bar, selection: Selection) -> None:
     bar.note(f"{selection.documents:,} documents, {selection.documents / max(bar.seconds, 1e-9):,.0f} documents/s")
 
 
-def _say_refused(one: Surveyed, page: dict[str, Any], final: Path) -> None:
-    lost = {reason: numbers["documents"] for reason, numbers in page["rejected"].items()}
-    if dropped := {reason: number for reason, number in lost.items() if not is_fault(reason)}:
-        say(f"corpus: {page['source']}: dropped {_list(dropped)}")
-    if faults := {reason: number for reason, number in lost.items() if is_fault(reason)}:
-        say(f"corpus: {page['source']}: quarantined {_list(faults)}; see {final / 'quarantine.jsonl'}")
-    if one.skipped:
-        say(f"corpus: {page['source']}: files left unread: {_list(one.skipped)}")
+def _tell(surveyed: Sequence[Surveyed], pages: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Says of each source what was dropped, quarantined and left unread."""
+    for one, page in zip(surveyed, pages):
+        lost = {reason: numbers["documents"] for reason, numbers in page["rejected"].items()}
+        if page["documents_in"] and not page["documents_kept"]:
+            say(f"corpus: {page['source']}: NOTHING of {page['documents_in']} documents was kept")
+        if dropped := {reason: number for reason, number in lost.items() if not is_fault(reason)}:
+            say(f"corpus: {page['source']}: dropped {listed(dropped)}")
+        if faults := {reason: number for reason, number in lost.items() if is_fault(reason)}:
+            say(f"corpus: {page['source']}: quarantined {listed(faults)}; see {folder / 'quarantine.jsonl'}")
+        if one.skipped:
+            hint = "; their source's `format` would read them" if set(one.skipped) - set(PASSED_OVER) else ""
+            say(f"corpus: {page['source']}: files left unread: {listed(one.skipped)}{hint}")
 
 
 def _check_splits(config: CorpusConfig, splits: Counter[str], rejected: Counter[str]) -> None:
     """Raises UsageError for a corpus that nothing can be trained or judged on."""
     number = splits.total()
     if not number:
-        why = f" of {rejected.total()} documents: {_list(rejected)}" if rejected else ""
+        why = f" of {rejected.total()} documents: {listed(rejected)}" if rejected else ""
         raise UsageError(f"Nothing is left{why}; check corpus.sources, their text_key and corpus.cleaning.")
     for split, share in (("train", "1"), ("validation", config.validation), ("test", config.test)):
         if Fraction(share) and not splits[split]:
@@ -323,8 +337,3 @@ def _check_splits(config: CorpusConfig, splits: Counter[str], rejected: Counter[
                 f"None of the {number} documents falls into the {split} split; give more text, or make "
                 f"corpus.limits.document_characters smaller."
             )
-
-
-def _list(numbers: dict[str, int]) -> str:
-    """The commonest first."""
-    return ", ".join(f"{number} {name}" for name, number in sorted(numbers.items(), key=lambda one: (-one[1], one[0])))

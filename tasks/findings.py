@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import packs
+from .languages import identify
 from .leakage import Probe
 from .selection import KEPT, Decided, chunks
 
 SAMPLES = 3
+LOOKED_AT = 400
+"""Documents of a source whose language is asked; a hash picks them."""
 SAMPLE_CHARACTERS = 600
 CLUSTERS = 5
 COPIES_SHOWN = 5
@@ -22,7 +25,6 @@ def card(
     decided: Decided,
     pages: Sequence[Mapping[str, Any]],
     counts: Mapping[str, int],
-    languages: Sequence[Counter[str]],
     probe: Probe | None,
 ) -> dict[str, Any]:
     """The card of a corpus; a pure function of what was read, so it is part of the artifact.
@@ -32,7 +34,7 @@ def card(
     totals = {key: value for key, value in counts.items() if not key.startswith("rejected_")}
     return {
         "totals": totals,
-        "sources": [_source(decided, number, page, languages[number]) for number, page in enumerate(pages)],
+        "sources": [_source(decided, number, page) for number, page in enumerate(pages)],
         "duplicates": _duplicates(settings["near_duplicates"], decided, counts),
         "leakage": None
         if probe is None
@@ -48,7 +50,7 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]
     return found
 
 
-def _source(decided: Decided, number: int, page: Mapping[str, Any], languages: Counter[str]) -> dict[str, Any]:
+def _source(decided: Decided, number: int, page: Mapping[str, Any]) -> dict[str, Any]:
     one = decided.selection.surveyed[number]
     first, last = decided.spans[number]
     lengths, chosen = Counter[int](), np.zeros(0, np.int64)
@@ -58,6 +60,7 @@ def _source(decided: Decided, number: int, page: Mapping[str, Any], languages: C
         # 2^⌊log2⌋: exact, by the exponent that frexp finds
         lengths.update(np.frexp(characters.astype(np.float64))[1].tolist())
         chosen = _smallest(decided, np.concatenate([chosen, kept + low]))
+    languages = Counter(identify(_text(decided, document))[0] for document in sorted(chosen.tolist()))
     return {
         **{key: value for key, value in page.items() if key != "source"},
         "name": one.source.name,
@@ -68,34 +71,39 @@ def _source(decided: Decided, number: int, page: Mapping[str, Any], languages: C
         "lengths": [[1 << exponent - 1, documents] for exponent, documents in sorted(lengths.items())],
         "languages": dict(sorted(languages.items(), key=lambda pair: (-pair[1], pair[0]))),
         "languages_of": languages.total(),
-        "samples": [_excerpt(decided, int(document)) for document in chosen],
+        "samples": [_excerpt(decided, document) for document in chosen[:SAMPLES].tolist()],
     }
 
 
 def _smallest(decided: Decided, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A few documents that a hash picks: those with the smallest low half of the id."""
-    if not len(documents):
-        return documents
-    low = np.array([decided.columns.ids(int(d), int(d) + 1)[0, 1] for d in documents[:SAMPLES]], np.uint64)
-    if len(documents) > SAMPLES:
-        first, last = int(documents[SAMPLES]), int(documents[-1])
-        low = np.concatenate([low, decided.columns.ids(first, last + 1)[documents[SAMPLES:] - first, 1]])
-    return documents[np.argsort(low, kind="stable")[:SAMPLES]]
+    """LOOKED_AT documents that a hash picks: those with the smallest low half of the id."""
+    low = np.zeros(len(documents), np.uint64)
+    for start in range(0, len(documents), LOOKED_AT):  # in portions: they may lie far apart
+        some = documents[start : start + LOOKED_AT]
+        low[start : start + LOOKED_AT] = decided.columns.ids(int(some.min()), int(some.max()) + 1)[some - some.min(), 1]
+    return documents[np.argsort(low, kind="stable")[:LOOKED_AT]]
+
+
+def _row(decided: Decided, document: int) -> Any:
+    (run,) = decided.columns.between(document, document + 1)
+    return packs.texts(decided.selection.folder, run.pack, run.first + document - run.start, 1)
+
+
+def _text(decided: Decided, document: int) -> str:
+    return str(_row(decided, document)["text"][0].as_py())
 
 
 def _excerpt(decided: Decided, document: int) -> dict[str, Any]:
-    where = _where(decided, document)
-    (run,) = decided.columns.between(document, document + 1)
-    row = packs.texts(decided.selection.folder, run.pack, run.first + document - run.start, 1)
-    text = row["text"][0].as_py()
-    return {**where, "text": text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS].rstrip() + " …"}
+    text = _text(decided, document)
+    short = text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS].rstrip() + " …"
+    return {**_where(decided, document), "text": short}
 
 
 def _where(decided: Decided, document: int) -> dict[str, Any]:
-    file = decided.selection.file_of(document)
-    (run,) = decided.columns.between(document, document + 1)
-    row = packs.texts(decided.selection.folder, run.pack, run.first + document - run.start, 1)
-    return {"source": file.label, "offset": row["offset"][0].as_py()}
+    return {
+        "source": decided.selection.file_of(document).label,
+        "offset": _row(decided, document)["offset"][0].as_py(),
+    }
 
 
 def _duplicates(near: Mapping[str, Any], decided: Decided, counts: Mapping[str, int]) -> dict[str, Any]:

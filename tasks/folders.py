@@ -16,6 +16,7 @@ from pathlib import Path
 from .errors import UsageError
 
 HIDDEN, LINKED, OUTSIDE, CLOSED = "(hidden)", "(linked folder)", "(outside the folder)", "(unreadable folder)"
+PASSED_OVER = (HIDDEN, LINKED, OUTSIDE, CLOSED)
 KINDS = {
     stat.S_ISFIFO: "a named pipe",
     stat.S_ISSOCK: "a socket",

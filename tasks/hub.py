@@ -39,5 +39,5 @@ def resolved(uri: str) -> tuple[str, str]:
         found = HfApi().dataset_info(address.partition(":")[0], revision=revision or None, timeout=30).sha
     except Exception as error:  # the hub's client raises its own, httpx's and urllib's errors
         said = (str(error).strip() or type(error).__name__).split("\n", 1)[0][:160]
-        raise UsageError(f"The source {uri} is neither a folder nor found on the hub ({said}).") from None
+        raise UsageError(f"The source {uri} is no folder here, and the hub does not give it ({said}).") from None
     return address, str(found)

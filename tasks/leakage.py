@@ -6,14 +6,22 @@ examples are not looked for, since a few words in a row stand in texts that have
 are counted.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from .artifacts import save_array
+from .books import listed
+from .cleaning import Cleaner
+from .errors import DataError, UsageError
 from .minhash import shingles, word_hashes
+from .progress import say
+from .reading import documents
+from .sources import Surveyed
+from .streams import Document, Limits
 
 WORDS = 13
 _HEADER = 2
@@ -55,8 +63,7 @@ class Probe:
 
     def save(self, path: Path) -> None:
         """As .npy: words, short, hashes."""
-        with open(path, "wb") as file:
-            np.save(file, np.concatenate([np.array([self.words, self.short], "<u8"), self.hashes]), allow_pickle=False)
+        save_array(path, np.concatenate([np.array([self.words, self.short], "<u8"), self.hashes]))
 
     @staticmethod
     def load(path: Path) -> "Probe":
@@ -69,3 +76,27 @@ class Probe:
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+
+def probe_of(evaluation: Sequence[Surveyed], cleaner: Cleaner, limits: Limits) -> Probe:
+    """The probe of some evaluation sets; their texts are cleaned as those of the corpus are.
+
+    Raises UsageError for one that has no text: then nothing would be looked for.
+    """
+    return Probe.from_texts(text for one in evaluation for text in _texts(one, cleaner, limits))
+
+
+def _texts(one: Surveyed, cleaner: Cleaner, limits: Limits) -> Iterator[str]:
+    refused, number = Counter[str](), 0
+    for item in one.items:
+        for event in documents(item, limits):
+            if isinstance(event, Document):
+                number += 1
+                yield cleaner.clean(event.text).text
+            else:
+                refused[event.reason] += 1
+    why = f" ({listed(refused)})" if refused else ""
+    if not number:
+        raise UsageError(f"corpus.evaluation_files: {one.source.name} has no text{why}; check its text_key and format.")
+    if refused:
+        say(f"corpus: evaluation file {one.source.name}: {number} texts are looked for; unreadable{why}")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .errors import DataError
@@ -52,6 +53,14 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def save_array(path: Path, array: Any) -> None:
+    """np.save, but so that a full disk is an OSError with its number: numpy's own way to a file hides that."""
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

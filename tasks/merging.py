@@ -118,13 +118,19 @@ def write_part(part: Part, folder: Path, scratch: Path) -> dict[str, Any]:
             for code, name in enumerate(SPLITS):
                 counts[name] += int((split[rows][keep] == code).sum())
             tables.append(table)
-            held += table["text"].nbytes
+            held += int(packs.column(folder, piece.pack, "sizes")[piece.first :][: piece.rows, 0][keep].sum())
             if held >= GROUP_BYTES:
-                writer.write_table(pa.concat_tables(tables))
+                writer.write_table(_whole(tables))
                 tables, held = [], 0
         if tables:
-            writer.write_table(pa.concat_tables(tables))
+            writer.write_table(_whole(tables))
     return finish_unit(scratch, part.name, [path], counts)
+
+
+def _whole(tables: list[pa.Table]) -> pa.Table:
+    """One chunk a column: the writer's pages would otherwise follow the batches of the packs, which follow from what
+    was read together."""
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _table(piece: Piece, folder: Path, keep: NDArray[np.bool_], split: NDArray[np.uint8]) -> pa.Table:

@@ -66,8 +66,13 @@ class NearDuplicates:
 
     def __post_init__(self) -> None:
         for key, value in (("words", self.words), ("bands", self.bands), ("rows", self.rows)):
-            if value < 1:
-                raise UsageError(f"corpus.near_duplicates.{key} is {value}; it must be at least 1.")
+            if not 1 <= value <= 256:
+                raise UsageError(f"corpus.near_duplicates.{key} is {value}; it must be from 1 to 256.")
+        if self.bands * self.rows > 4096:
+            raise UsageError(
+                f"corpus.near_duplicates: {self.bands} bands of {self.rows} rows are {self.bands * self.rows} numbers "
+                "for each document; 120 are plenty, 4096 the most."
+            )
         try:
             good = 0 < Fraction(self.similarity) <= 1
         except (ValueError, ZeroDivisionError):

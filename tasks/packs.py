@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .artifacts import digest_of, finish_unit, finished_unit
+from .artifacts import digest_of, finish_unit, finished_unit, save_array
 from .books import Books, is_fault
 from .cleaning import Cleaner, Cleaning
-from .languages import identify
 from .leakage import Probe
 from .minhash import NearDuplicates, Signer
-from .reading import documents
+from .quarantine import Faults
+from .reading import documents, refuse_changed
 from .sources import file_name, suffix_of
 from .streams import Item, Limits, Reject
 
 BATCH_BYTES = 4 << 20
 """Text that is signed and written together: what a reading process holds in memory, a few times."""
-LOOKED_AT = 128
-"""The language is asked of one in so many documents."""
 UNUSED_DAYS = 14
 """A pack that no run has used for so long is removed."""
 SCHEMA = pa.schema([("text", pa.large_string()), ("offset", pa.int64())])
@@ -95,19 +93,30 @@ def read(reading: Reading, folder: Path, manner: Manner) -> tuple[str, dict[str,
 
     An entry: first and rows (its documents in the pack), books, faults (where its refusals stand in the quarantine).
     """
-    facts = finished_unit(folder, reading.pack)
     keys = [key for key, _ in reading.files]
-    if facts is None:  # also one that was damaged: its files are read again, into a pack that may have another name
-        pack = name_of(keys)
-        temporary = folder / f".{pack}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
+    facts = _taken_up(folder, reading.pack, keys)
+    if facts is not None:
+        return reading.pack, {key: facts["entries"][key] for key in keys}
+    # Also where it was damaged: the files are read again, into a pack that may have another name.
+    pack = name_of(keys)
+    temporary = folder / f".{pack}.{os.getpid()}"
+    try:
         temporary.mkdir(parents=True)
         with _Writer(temporary, manner) as writer:
             entries = {key: _read_file(item, writer, manner) for key, item in reading.files}
         _publish(folder, pack, temporary, entries)
-        return pack, entries
-    os.utime(folder / f"{reading.pack}.receipt.json")
-    return reading.pack, {key: facts["entries"][key] for key in keys}
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return pack, entries
+
+
+def _taken_up(folder: Path, pack: str, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The facts of a pack that is there, whole, and has these files."""
+    facts = finished_unit(folder, pack)
+    if facts is None or not set(keys) <= set(facts["entries"]) or not (folder / pack / "texts.arrow").exists():
+        return None
+    os.utime(folder / f"{pack}.receipt.json")
+    return facts
 
 
 def _publish(folder: Path, pack: str, temporary: Path, entries: dict[str, dict[str, Any]]) -> None:
@@ -117,46 +126,40 @@ def _publish(folder: Path, pack: str, temporary: Path, entries: dict[str, dict[s
             shutil.rmtree(folder / pack, ignore_errors=True)
             os.rename(temporary, folder / pack)
             finish_unit(folder, pack, sorted((folder / pack).iterdir()), {"entries": entries})
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_file(item: Item, writer: "_Writer", manner: Manner) -> dict[str, Any]:
-    books = Books()
-    first, faults = writer.rows, writer.quarantine.tell()
-    languages: dict[str, int] = {}
-    looked = taken = 0
+    books, faults = Books(), Faults(writer.quarantine)
+    first, size = writer.rows, 0
+    own: set[bytes] = set()
     cleaner = _cleaner(manner.cleaning)
     for event in documents(item, manner.limits):
         if isinstance(event, Reject):
             books.take(event.bytes, 0, event.reason)
             if is_fault(event.reason):
-                writer.quarantine.write(json.dumps(asdict(event), sort_keys=True).encode() + b"\n")
+                faults.add(event)
             continue
         cleaned = cleaner.clean(event.text, event.tidy)
         if cleaned.reason:
             books.take(_size(event.text), len(event.text), cleaned.reason)
             continue
         data = cleaned.text.encode()
-        size = _size(event.text) if cleaned.changed else len(data)
-        books.take(size, len(event.text))
+        came = _size(event.text) if cleaned.changed else len(data)
+        books.take(came, len(event.text))
         if cleaned.changed:
-            books.clean(cleaned.changed, size - len(data), len(event.text) - len(cleaned.text))
-        if cleaned.language or (len(data) * 0x9E3779B1 + event.offset) % 0xFFFFFFFB % LOOKED_AT == 0:
-            code = cleaned.language or identify(cleaned.text)[0]
-            languages[code] = languages.get(code, 0) + 1
-            looked += 1
+            books.clean(cleaned.changed, came - len(data), len(event.text) - len(cleaned.text))
         writer.add(data, len(cleaned.text), event.offset)
-        taken += len(data)
-        if 0 < item.stop_bytes <= taken:
-            break
+        if item.stop_bytes and (name := _digest(data)) not in own:  # what it repeats is not what its budget is for
+            own.add(name)
+            size += len(data)
+            if size >= item.stop_bytes:
+                refuse_changed(item)
+                break
     return {
         "first": first,
         "rows": writer.rows - first,
-        "bytes": taken,
         "books": books.facts(),
-        "faults": [faults, writer.quarantine.tell() - faults],
-        "languages": languages,
-        "languages_of": looked,
+        "faults": faults.close(),
     }
 
 
@@ -235,7 +238,7 @@ class _Writer:
                 whole = np.concatenate(parts)
                 if name == "bands":  # read one band at a time: each lies in one piece
                     whole = np.asfortranarray(whole)
-                np.save(self.folder / f"{name}.npy", whole, allow_pickle=False)
+                save_array(self.folder / f"{name}.npy", whole)
         self.arrow.close()
         self.quarantine.close()
 
@@ -285,15 +288,15 @@ def texts(folder: Path, pack: str, first: int, rows: int) -> pa.Table:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """While packs are read or made; then those that nobody has used for long are removed, if nobody else is at it."""
+    """While packs are read or made. Before and after, what nobody has used for long is removed, here and beside."""
     folder.mkdir(parents=True, exist_ok=True)
     column.cache_clear()
     _table.cache_clear()
-    with _locked(folder / ".lock", fcntl.LOCK_SH) as descriptor:
+    _sweep(folder)
+    with _locked(folder / ".lock", fcntl.LOCK_SH):
         yield
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _sweep(folder)
+    for beside in sorted(folder.parent.iterdir()):
+        _sweep(beside)
 
 
 @contextmanager
@@ -307,9 +310,11 @@ def _locked(path: Path, how: int) -> Iterator[int]:
 
 
 def _sweep(folder: Path) -> None:
-    for receipt in folder.glob("pack-*.receipt.json"):
-        if time.time() - receipt.stat().st_mtime > UNUSED_DAYS * 86400:
-            receipt.unlink()
-    for pack in [path for path in folder.glob("*pack-*") if path.is_dir()]:  # of a killed run, damaged, or unused
-        if not (folder / f"{pack.name}.receipt.json").exists():
-            shutil.rmtree(pack, ignore_errors=True)
+    """Removes unused packs, and litter of killed runs; unless somebody is at work here."""
+    with suppress(OSError), _locked(folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for receipt in folder.glob("pack-*.receipt.json"):
+            if time.time() - receipt.stat().st_mtime > UNUSED_DAYS * 86400:
+                receipt.unlink()
+        for pack in [path for path in folder.glob("*pack-*") if path.is_dir()]:  # of a killed run, damaged, or unused
+            if not (folder / f"{pack.name}.receipt.json").exists():
+                shutil.rmtree(pack, ignore_errors=True)

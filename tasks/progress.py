@@ -111,10 +111,13 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
         _live = None
         if isinstance(bar, _LiveBar):
             bar.close()
-    say(f"{label}: {bar.done:,.0f} {unit} in {_clock(time.monotonic() - bar.started)}".rstrip())
+    done = f"{bar.done:,.1f}" if bar.done < 100 and bar.done % 1 else f"{bar.done:,.0f}"
+    say(f"{label}: {done} {unit} in {_clock(time.monotonic() - bar.started)}".rstrip())
 
 
 def _clock(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

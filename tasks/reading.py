@@ -76,6 +76,13 @@ def documents(item: Item, limits: Limits) -> Iterator[Document | Reject]:
         yield Reject("unreadable", bytes=item.size, detail=error.strerror or type(error).__name__)
 
 
+def refuse_changed(item: Item) -> None:
+    """For those who do not read to the end. Raises DataError when it is no longer the file that the key is of."""
+    same = remotes.identity_of(item.path) == item.digest if item.remote else _unchanged(item, _stamp(item.path))
+    if not same:
+        raise DataError(CHANGED.format(item.label if item.remote else item.path))
+
+
 def _stamp(path: str) -> tuple[int, ...]:
     """What changes when a file does; () for a pipe or a device. A modification time can be set back, ctime cannot."""
     state = os.stat(path)

@@ -242,6 +242,9 @@ def _named(info: Mapping[str, Any]) -> str:
 
 
 def _why(error: Exception) -> str:
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        return _why(cause)  # so fsspec says that a web server does not answer
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     if isinstance(error, PermissionError):

@@ -1,10 +1,10 @@
 """Which of the documents that were read become the corpus: budgets, duplicates, leaks, near copies, weights; in order.
 
     1  repeated, over_budget      a source by itself, so that what it gives depends on nothing but itself
-    2  duplicate                  the same normalised text again: the first stays
-    3  evaluation_leak            a train document that shares 13 words in a row with an evaluation set
-    4  near_duplicate, near_heldout    (duplicates.py)
-    5  downsampled                a train document of a source with a weight below 1
+    2  downsampled                a train document of a source with a weight below 1
+    3  duplicate                  the same normalised text again: the first stays
+    4  evaluation_leak            a train document that shares 13 words in a row with an evaluation set
+    5  near_duplicate, near_heldout    (duplicates.py)
 
 A document is its number in the order of the sources. What is held per document is a verdict, a split and a source's
 number; ids, sizes, band keys and signatures stay in the packs and are read by memory map.
@@ -54,7 +54,7 @@ def splits_of(ids: NDArray[np.uint64], validation: Fraction, test: Fraction) -> 
 
 
 def _threshold(share: Fraction) -> int:
-    return -((-share.numerator << 64) // share.denominator)
+    return min(-((-share.numerator << 64) // share.denominator), (1 << 64) - 1)
 
 
 def times_taken(ids: NDArray[np.uint64], weight: Fraction) -> NDArray[np.int64]:
@@ -181,14 +181,15 @@ class Selection:
         split = np.zeros(self.documents, np.uint8)
         for low, high in chunks(self.documents):
             split[low:high] = splits_of(columns.ids(low, high), *shares)
+        decided = Decided(self, columns, verdict, split)
+        decided.downsample()
         duplicates.exact(columns, verdict, memory_bytes)
         if leaks:
             for low, high in chunks(self.documents):
                 hit = columns.read("leaks", low, high) > 0
                 verdict[low:high][hit & (split[low:high] == TRAIN) & (verdict[low:high] == KEPT)] = LEAK
-        clusters = duplicates.near(columns, verdict, split, near, memory_bytes) if near.enabled else None
-        decided = Decided(self, columns, verdict, split, clusters)
-        decided.weigh()
+        if near.enabled:
+            decided.clusters = duplicates.near(columns, verdict, split, near, memory_bytes)
         decided.account()
         return decided
 
@@ -201,7 +202,7 @@ class Decided:
     columns: "Columns"
     verdict: NDArray[np.uint8]
     split: NDArray[np.uint8]
-    clusters: "duplicates.Clusters | None"
+    clusters: "duplicates.Clusters | None" = None
     kept: list[list[int]] = field(default_factory=list)
     """Documents, bytes and characters of each source."""
     copies: int = 0
@@ -217,23 +218,25 @@ class Decided:
             ends[source] = max(ends[source], ends[source - 1])
         return list(zip([0, *ends[:-1]], ends))
 
-    def weigh(self) -> None:
-        """Drops what a weight below 1 does not take; counts what one above 1 takes again."""
+    def downsample(self) -> None:
+        """Drops what a weight below 1 does not take: before copies are looked for, so that none goes for such a one."""
         for (first, last), one in zip(self.spans, self.selection.surveyed):
             weight = Fraction(one.source.weight)
-            if weight == 1:
+            if weight >= 1:
                 continue
             for low, high in chunks(last - first, first):
                 train = (self.split[low:high] == TRAIN) & (self.verdict[low:high] == KEPT)
                 times = times_taken(self.columns.ids(low, high), weight)
                 self.verdict[low:high][train & (times == 0)] = DOWNSAMPLED
-                self.copies += int(np.maximum(times[train] - 1, 0).sum())
 
     def account(self) -> None:
         """Enters what was kept and rejected into the books of each source."""
-        for (first, last), books in zip(self.spans, self.selection.books):
-            kept = [0, 0, 0]
+        for (first, last), books, one in zip(self.spans, self.selection.books, self.selection.surveyed):
+            kept, weight = [0, 0, 0], Fraction(one.source.weight)
             for low, high in chunks(last - first, first):
+                if weight > 1:
+                    train = (self.split[low:high] == TRAIN) & (self.verdict[low:high] == KEPT)
+                    self.copies += int((times_taken(self.columns.ids(low, high), weight)[train] - 1).sum())
                 sizes = self.columns.read("sizes", low, high)
                 for code in np.unique(self.verdict[low:high]).tolist():
                     mask = self.verdict[low:high] == code

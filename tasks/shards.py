@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import masking, packing
-from .artifacts import Built, Identity, Manifest, Store, Workspace, finish_unit, finished_unit
+from .artifacts import Built, Identity, Manifest, Store, Workspace, finish_unit, finished_unit, save_array
 from .errors import DataError, UsageError
 from .progress import progress
 from .rows import draw, numbered, read, segments_of, stored_draw, table, write
@@ -248,7 +248,7 @@ def _save_unigrams(folder: Path, size: int, files: list[dict[str, Any]]) -> None
         length = rows.column("tokens").type.list_size
         tokens = rows.column("tokens").flatten().to_numpy()
         counts += np.bincount(tokens[masking.ordinary(lengths, offsets, length).reshape(-1)], minlength=size)
-    np.save(folder / "unigrams.npy", counts, allow_pickle=False)
+    save_array(folder / "unigrams.npy", counts)
 
 
 def _balance(corpus: Manifest, receipts: dict[str, list[dict[str, Any]]], splits: dict[str, Any]) -> dict[str, int]:

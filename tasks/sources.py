@@ -44,6 +44,7 @@ KINDS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+HEAVIEST = 100
 CUTS = ("pages", "file", "paragraph", "line")
 
 
@@ -72,6 +73,8 @@ class Source:
 
     def __post_init__(self) -> None:
         self._check_weight()
+        if self.name.startswith("evaluation/") or _printable(self.name + self.licence) != self.name + self.licence:
+            raise UsageError(f"corpus.sources.name is {_printable(self.name)!r}; choose another one.")
         for key, value, known in (("format", self.format, ("", *FORMATS)), ("cut", self.cut, CUTS)):
             if value not in known:
                 raise UsageError(f"corpus.sources.{key} is {value!r}; use {', '.join(filter(None, known))}.")
@@ -83,8 +86,11 @@ class Source:
             raise UsageError(
                 f"corpus.sources.encoding is {self.encoding!r}, which Python does not know; try utf-16 or cp1252."
             )
-        if not self.text_key:
-            raise UsageError("corpus.sources.text_key is empty; name the key or column that holds the text.")
+        if not all(self.text_key.split(".")):
+            raise UsageError(
+                f"corpus.sources.text_key is {self.text_key!r}; name the key or column that holds the text, such as "
+                "text or message.body."
+            )
         if "@" in (authority := self.uri.partition("://")[2].partition("/")[0]) and ":" in authority.partition("@")[0]:
             raise UsageError(
                 f"The source {remotes.without_secrets(self.uri)} has a password in its address, which would be written "
@@ -95,11 +101,13 @@ class Source:
 
     def _check_weight(self) -> None:
         try:
-            weight = Fraction(self.weight)
+            weight = Fraction(self.weight if len(self.weight) <= 32 and "e" not in self.weight.lower() else "")
         except (ValueError, ZeroDivisionError):
             raise UsageError(
                 f"corpus.sources.weight is {self.weight!r}; write a number such as 2, 0.5 or 3/2."
             ) from None
+        if weight > HEAVIEST:
+            raise UsageError(f"corpus.sources.weight is {self.weight} for {self.uri}; use {HEAVIEST} at most.")
         if weight <= 0:
             raise UsageError(
                 f"corpus.sources.weight is {self.weight} for {self.uri}; remove the source, or give more than 0."
@@ -130,11 +138,13 @@ def survey(sources: Sequence[Source], store_root: Path) -> list[Surveyed]:
     surveyed: list[Surveyed] = []
     names: set[str] = set()
     for source in sources:
-        name = source.name or _default_name(source.uri)
+        name = source.name or _printable(_default_name(source.uri))
         unique, number = name, 1
         while unique in names:
             number += 1
             unique = f"{name}-{number}"
+        if unique != source.name and source.name:
+            _say_once(f"corpus: two sources are called {source.name}; the second one is called {unique} here")
         names.add(unique)
         surveyed.append(_survey_one(replace(source, name=unique), memory))
     memory.save()
@@ -296,5 +306,8 @@ def _remote_files(source: Source) -> Surveyed:
 
 def _label(source: Source, relative: str) -> str:
     """File names are bytes; those that are not UTF-8 are written with backslashes."""
-    name = f"{source.name}/{relative}" if relative else source.name
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _printable(f"{source.name}/{relative}" if relative else source.name)
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -168,14 +168,22 @@ def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:
                 text.validate(full=True)  # UTF-8 too: a lone surrogate can only be damage here
                 if text.null_count or split.null_count:
                     raise pa.ArrowInvalid("a document is null")
-                if "copies" in batch.schema.names and pc.max(batch.column("copies")).as_py() != 1:
-                    again = np.repeat(np.arange(len(text)), batch.column("copies").to_numpy())
-                    text, split = text.take(again), split.take(again)
-                for label in SPLITS:
-                    yield label, text.filter(pc.equal(split, label))
+                for some in _repeated(batch):
+                    for label in SPLITS:
+                        yield label, text.take(some).filter(pc.equal(split.take(some), label))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError) as error:
             why = str(error).splitlines()[0]
             raise DataError(f"{path} cannot be read ({why}); run `maskmill verify corpus`.") from None
+
+
+def _repeated(batch: pa.RecordBatch) -> Iterator[pa.Array]:
+    """Rows of a batch, each as often as its copies say, in portions of the batch's size."""
+    copies = np.ones(len(batch), np.int64)
+    if "copies" in batch.schema.names:
+        copies = batch.column("copies").to_numpy()
+    again = np.repeat(np.arange(len(batch)), copies)
+    for start in range(0, len(again), max(len(batch), 1)):
+        yield pa.array(again[start : start + len(batch)])
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +27,44 @@ class Unit:
 def units(surveyed: Sequence[Surveyed], known: dict[str, str]) -> Iterator[Unit]:
     """Consecutive files in groups of about UNIT_BYTES, new ones and those of each pack apart. Reads none twice.
 
-    known   key of a file -> its pack
+    known   key of a file -> its pack; a pack is taken up once, with all of its files
     """
+    keyed = [[(packs.key_of(item), item) for item in _stopping(one)] for one in surveyed]
+    homes: dict[str, dict[str, Item]] = {}
+    for key, item in chain.from_iterable(keyed):
+        if key in known:
+            homes.setdefault(known[key], {})[key] = item
     asked: set[str] = set()
-    for source, one in enumerate(surveyed):
-        group: list[tuple[str, Item]] = []
-        pack, size = "", 0
-        for item in one.items:
-            item = replace(item, stop_bytes=_stop(one, item))
-            key = packs.key_of(item)
-            home = known.get(key, "")
-            if group and (home != pack or size >= UNIT_BYTES or len(group) == UNIT_FILES):
-                yield _unit(source, group, pack, asked)
-                group, size = [], 0
-            group.append((key, item))
-            pack, size = home, size + (0 if home else item.size)
-        if group:
-            yield _unit(source, group, pack, asked)
+    for source, files in enumerate(keyed):
+        for pack, group in _groups(files, known):
+            wanted = homes[pack] if pack else dict(group)
+            fresh = tuple((key, item) for key, item in wanted.items() if key not in asked)
+            asked.update(wanted)
+            reading = Reading(pack or packs.name_of([key for key, _ in fresh]), fresh) if fresh else None
+            yield Unit(source, tuple(group), reading)
 
 
-def _stop(one: Surveyed, item: Item) -> int:
+def _stopping(one: Surveyed) -> Iterator[Item]:
     """Reading a file larger than its source's budget need not go to its end."""
     budget = one.source.budget_bytes
-    return budget if budget and (item.size > budget or item.remote or item.kind == "hub") else 0
+    for item in one.items:
+        stops = budget and (item.size > budget or item.remote or item.kind == "hub")
+        yield replace(item, stop_bytes=budget) if stops else item
 
 
-def _unit(source: int, group: Sequence[tuple[str, Item]], pack: str, asked: set[str]) -> Unit:
-    fresh = {key: (key, item) for key, item in group if key not in asked}  # the same file twice is read once
-    asked.update(fresh)
-    files = tuple(fresh.values())
-    reading = Reading(pack or packs.name_of(list(fresh)), files) if files else None
-    return Unit(source, tuple(group), reading)
+def _groups(files: Sequence[tuple[str, Item]], known: dict[str, str]) -> Iterator[tuple[str, list[tuple[str, Item]]]]:
+    """(pack, "" for files that are in none; files that come one after the other)."""
+    group: list[tuple[str, Item]] = []
+    pack, size = "", 0
+    for key, item in files:
+        home = known.get(key, "")
+        if group and (home != pack or size >= UNIT_BYTES or len(group) == UNIT_FILES):
+            yield pack, group
+            group, size = [], 0
+        group.append((key, item))
+        pack, size = home, size + (0 if home else item.size)
+    if group:
+        yield pack, group
 
 
 def read_unit(unit: Unit, folder: Path, manner: Manner) -> tuple[str, dict[str, dict[str, Any]]]:

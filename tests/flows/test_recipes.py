@@ -239,3 +239,25 @@ def test_inner_groups_are_set_key_by_key() -> None:
     corpus = recipes.load("tiny", overrides=given).corpus
     assert (corpus.cleaning.mojibake, corpus.near_duplicates.similarity) == (False, "0.9")
     assert dataclasses.replace(corpus.cleaning, mojibake=True) == recipes.load("tiny").corpus.cleaning
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("corpus.cleaning.languages=en", r"corpus.cleaning.languages: this is a list, such as \[en\], not 'en'"),
+        ("corpus.cleaning.unicode=off", r"YAML reads no, off and yes as true or false; quote them"),
+        ("corpus.near_duplicates=false", r"this is a group of settings"),
+        ("corpus.near_duplicates.bands=100000", r"corpus.near_duplicates.bands is 100000; it must be from 1 to 256"),
+    ],
+)
+def test_new_settings_say_what_they_want(override: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        recipes.load("tiny", overrides=[override])
+
+
+def test_a_source_whose_name_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(path).write_text("text")
+    with pytest.raises(UsageError, match="has a name that is not UTF-8; rename that file") as caught:
+        recipes.load("tiny", [path])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300

@@ -1,5 +1,6 @@
 """Manifests: complete or not there, every byte covered, one writer. pytest tests/tasks/test_artifacts.py"""
 
+import errno
 import json
 import os
 import random
@@ -9,11 +10,13 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tasks import artifacts, manifests
-from tasks.artifacts import Built, Identity, Store, Workspace, finish_unit, finished_unit, load, verify
+from tasks.artifacts import Built, Identity, Store, Workspace, finish_unit, finished_unit, load, save_array, verify
 from tasks.errors import DataError, DiskFullError, HeldError
 
 WHAT = Identity("shards", 1, {"rate": "0.3"}, {"corpus": "ab" * 32})
@@ -289,3 +292,11 @@ def test_canonical_json_is_sorted_ascii_and_refuses_nan():
     assert artifacts.canonical({"b": 1, "a": "é"}) == b'{"a":"\\u00e9","b":1}'
     with pytest.raises(ValueError):
         artifacts.canonical(float("nan"))
+
+
+def test_an_array_on_a_full_disk_is_an_error_with_its_number(tmp_path: Path) -> None:
+    save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3).T)
+    assert (np.load(tmp_path / "a.npy") == np.arange(6).reshape(2, 3).T).all()
+    with pytest.raises(OSError) as caught:
+        save_array(Path("/dev/full"), np.zeros(1 << 20))
+    assert caught.value.errno == errno.ENOSPC

@@ -149,6 +149,7 @@ def test_limits_without_sense_are_refused() -> None:
     [
         ({"cleaning": Cleaning(min_characters=10_000)}, "Nothing is left of .* too_short"),
         ({"max_bad_fraction": "2"}, "corpus.max_bad_fraction is 2"),
+        ({"memory_bytes": 1}, "corpus.memory_bytes is 1; use 16777216 or more"),
         ({"test": "1/1000000"}, "falls into the test split"),
         ({"validation": "half"}, "corpus.validation is 'half'"),
         ({"validation": "0.6", "test": "0.4"}, "leaves nothing to train on"),
@@ -283,15 +284,120 @@ def test_documents_of_evaluation_files_leave_the_train_split(text: Path, tmp_pat
 
 
 def test_a_source_that_is_mostly_damaged_stops_the_run(text: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text(
-        "\n".join(['{"body": "x"}'] * 20 + ["{"] * 5 + ['{"text": "' + "a b " * 40 + '"}'])
+    good = ['{"text": "' + "a b " * 40 + '"}']
+    (tmp_path / "bad.jsonl").write_text("\n".join(['{"body": "x"}'] * 20 + ["{"] * 5 + good))
+    told = (
+        r"25 of 26 documents of source bad.jsonl, \d\d % of its bytes, are damaged: 20 missing_key, 5 broken_json, "
+        r"such as missing_key: no key 'text'; it has body; see .*text_key"
     )
-    with pytest.raises(
-        DataError, match=r"25 of 26 documents of source bad.jsonl .*20 missing_key, 5 broken_json.*text_key"
-    ) as error:
+    with pytest.raises(DataError, match=told) as error:
         corpus(config(text, tmp_path / "bad.jsonl"), Store(tmp_path / "store"))
     assert error.value.exit_code == 65 and "\n" not in str(error.value)
     corpus(config(text, tmp_path / "bad.jsonl", max_bad_fraction="1"), Store(tmp_path / "store"))
+
+
+def test_whole_files_that_are_lost_count_by_their_bytes(text: Path, tmp_path: Path) -> None:
+    (text / "lost.parquet").write_bytes(b"PAR1" + b"x" * 400_000)
+    with pytest.raises(DataError, match=r"2 of .* documents of source text, 9\d % of its bytes, are damaged"):
+        corpus(config(text), Store(tmp_path / "store"))
+
+
+@pytest.mark.slow
+def test_large_texts_are_the_same_bytes_whatever_was_read_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of Parquet and batches of the packs are megabytes; what is smaller shows nothing."""
+    for number in range(1, 5):
+        (tmp_path / "text" / f"{number}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{number}.txt").write_text("\n\n".join(sentences(number, 30_000)))
+    settings = config(tmp_path / "text", near_duplicates=NearDuplicates(enabled=False), limits=Limits())
+    corpus(settings, Store(tmp_path / "store"))
+    (tmp_path / "text" / "0.txt").write_text("\n\n".join(sentences(0, 10_000)))
+    grown, _ = corpus(settings, Store(tmp_path / "store"))
+    anew, _ = corpus(settings, Store(tmp_path / "other"))
+    monkeypatch.setattr(units, "UNIT_BYTES", 1)
+    apart, _ = corpus(settings, Store(tmp_path / "apart"))
+    assert grown.digest == anew.digest == apart.digest
+
+
+def test_a_budget_within_one_file_leaves_its_own_duplicates_out(tmp_path: Path) -> None:
+    lines = ["the very same line again and again, so often that it fills a budget by itself"] * 3000
+    (tmp_path / "one.txt").write_text("\n".join(lines + sentences(3, 2000)))
+    manifest, _ = corpus(
+        config(sources=(Source(str(tmp_path / "one.txt"), cut="line", budget_bytes=50_000),)), Store(tmp_path / "store")
+    )
+    assert 50_000 <= manifest.counts["bytes_kept"] < 51_000
+
+
+def test_a_file_that_changes_while_its_budget_is_filled_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.txt"
+    path.write_text("\n\n".join(sentences(1, 3000)))
+    os.utime(path, (1e9, 1e9))
+    clean = packs.Cleaner.clean
+
+    def append(self, *one):  # type: ignore[no-untyped-def]
+        with open(path, "a") as file:
+            file.write("more")
+        return clean(self, *one)
+
+    monkeypatch.setattr(packs.Cleaner, "clean", append)
+    with pytest.raises(DataError, match=r"large.txt changed while the corpus was being made"):
+        corpus(config(sources=(Source(str(path), budget_bytes=5_000),)), Store(tmp_path / "store"))
+    assert not list((tmp_path / "store").rglob("texts.arrow"))
+
+
+def test_a_file_that_a_full_budget_left_unread_is_read_for_the_next_source(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "text" / f"{number}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{number}.txt").write_text("\n\n".join(sentences(number, 60)))
+    limited = Source(str(tmp_path / "text"), "limited", budget_bytes=3_000)
+    manifest, _ = corpus(config(sources=(limited, Source(str(tmp_path / "text")))), Store(tmp_path / "store"))
+    alone, _ = corpus(config(tmp_path / "text"), Store(tmp_path / "store"))
+    assert manifest.counts["documents_kept"] == alone.counts["documents_kept"]
+
+
+@pytest.mark.parametrize("wrong", ["question", "empty"])
+def test_an_evaluation_file_without_text_protects_nothing_and_is_refused(
+    text: Path, tmp_path: Path, wrong: str
+) -> None:
+    path = tmp_path / "evaluation.jsonl"
+    path.write_text("" if wrong == "empty" else json.dumps({"question": sentences(1, 1)[0]}))
+    with pytest.raises(UsageError, match=r"corpus.evaluation_files: evaluation.jsonl has no text \(1 .*text_key"):
+        corpus(config(text, evaluation_files=(Source(str(path)),)), Store(tmp_path / "store"))
+
+
+def test_a_light_source_does_not_eat_a_heavy_one(tmp_path: Path) -> None:
+    texts = [" ".join(sentences(number, 8)) for number in range(300)]
+    (tmp_path / "heavy.jsonl").write_text("\n".join(json.dumps({"text": one}) for one in texts))
+    (tmp_path / "light.jsonl").write_text("\n".join(json.dumps({"text": one + " End."}) for one in texts))
+    light = Source(str(tmp_path / "light.jsonl"), weight="0.01")
+    manifest, _ = corpus(config(sources=(light, Source(str(tmp_path / "heavy.jsonl")))), Store(tmp_path / "store"))
+    lost = manifest.facts["books"][1]["rejected"]
+    assert sum(lost.get(name, {"documents": 0})["documents"] for name in NEAR) < 60  # those of held-out ones
+
+
+def test_packs_of_other_settings_go_when_nobody_has_used_them_for_long(text: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    corpus(config(text), store)
+    for receipt in (store.root / "corpus" / ".packs").rglob("*.receipt.json"):
+        os.utime(receipt, (1e9, 1e9))
+    corpus(config(text, cleaning=Cleaning(min_characters=65)), store)
+    assert len(list((store.root / "corpus" / ".packs").rglob("texts.arrow"))) == 1
+
+
+def test_sources_that_share_a_damaged_pack_read_it_again(text: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    corpus(config(text), store)
+    (pack,) = (store.root / "corpus" / ".packs").rglob("texts.arrow")
+    damaged = bytearray(pack.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    pack.write_bytes(damaged)
+    apart = config(*sorted(text.iterdir()))
+    again, _ = corpus(apart, store)
+    anew, _ = corpus(apart, Store(tmp_path / "other"))
+    assert again.digest == anew.digest
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(

@@ -1,15 +1,18 @@
 """Pages, and the blocks and paragraphs they are made of. python -m pytest tests/tasks/test_pages.py"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import paragraphs
+from tasks.artifacts import file_digest
 from tasks.blocks import blocks
 from tasks.pages import assemble, cut, each, pages, unwrap
-from tasks.streams import Broken, Document, Limits, Reject
+from tasks.reading import documents
+from tasks.streams import Broken, Document, Item, Limits, Reject
 from tests.tasks.made_files import development
 
 BLANK = b" \t\r\n\x0b\x0c"
@@ -207,3 +210,15 @@ def test_hard_wrapped_prose_is_unwrapped() -> None:
 )
 def test_verse_lists_and_long_lines_are_left_alone(text: str) -> None:
     assert unwrap(text) == text and read(text.encode(), 4096) == [(0, text)]
+
+
+@pytest.mark.parametrize("size", [1 << 18, (1 << 18) - 1, 1 << 20])
+def test_a_last_line_that_is_too_long_is_refused_whatever_the_size_of_the_file(tmp_path: Path, size: int) -> None:
+    good = b"A good paragraph that stays.\n\n"
+    path = tmp_path / "a.txt"
+    path.write_bytes(good + b"x" * (size - len(good)))
+    state = path.stat()
+    item = Item("text", str(path), "a.txt", file_digest(path), state.st_size)
+    found = list(documents(item, Limits(line_bytes=1 << 16)))
+    assert [one.reason for one in found if isinstance(one, Reject)] == ["line_too_long"]
+    assert sum(one.bytes for one in found if isinstance(one, Reject)) == size - len(good)

@@ -19,4 +19,4 @@ def test_lines_say_how_far_and_how_long_is_left(capsys, monkeypatch):
 def test_a_quick_stage_is_one_line(capsys):
     with progress("corpus", unit="documents") as bar:
         bar.advance(3)
-    assert capsys.readouterr().err == "corpus: 3 documents in 0 s\n"
+    assert capsys.readouterr().err == "corpus: 3 documents in 0.0 s\n"

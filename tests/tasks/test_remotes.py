@@ -303,3 +303,9 @@ def test_a_protocol_that_is_not_installed_says_what_to_install(
 )
 def test_secrets_are_taken_out_of_urls(text: str, clean: str) -> None:
     assert remotes.without_secrets(text) == clean
+
+
+def test_a_server_that_does_not_answer_is_not_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"http://127.0.0.1:9/a.txt cannot be read \(Cannot connect to host") as caught:
+        survey([Source("http://127.0.0.1:9/a.txt")], tmp_path)
+    assert "\n" not in str(caught.value)
