@@ -143,6 +143,7 @@ class Cleaner:
         tidy    it was read as Document.tidy says, so that two steps need not look at it
         """
         changed: set[str] = set()
+        whole = len(text)
         steps = self.steps_for_tidy if tidy and not _ODD_BLANK.search(_odd(text)) else self.steps
         for _ in range(PASSES):
             came = text
@@ -156,7 +157,7 @@ class Cleaner:
             steps = self.steps
         names = tuple(name for name in STEPS if name in changed) if changed else ()
         reason, language = self._judge(text)
-        if reason in ("empty", "too_short") and "c4" in changed:
+        if reason in ("empty", "too_short") and "c4" in changed and whole >= self.cleaning.min_characters:
             reason = "c4_lines"  # what its rules for lines have left is no document any more
         return Cleaned(text, reason, names, language)
 

@@ -144,7 +144,7 @@ def test_permutations_differ_and_are_permutations() -> None:
 
 @pytest.mark.parametrize("key, value", [*((key, 0) for key in ("words", "bands", "rows"))])
 def test_settings_that_mean_nothing_are_refused(key: str, value: int) -> None:
-    with pytest.raises(UsageError, match=rf"corpus\.near_duplicates\.{key} is 0; it must be at least 1\."):
+    with pytest.raises(UsageError, match=rf"corpus\.near_duplicates\.{key} is 0; it must be from 1 to 256\."):
         NearDuplicates(**{key: value})  # type: ignore[arg-type]
 
 
