@@ -186,7 +186,7 @@ def _languages(books: Mapping[str, Any]) -> str:
         rest = sum(number for _, number in found[LANGUAGES:])
         said = f"{rest:,} · {share(rest, looked)}"
         rows[LANGUAGES:] = [(f"{len(found) - LANGUAGES} others", rest, said, "cleaned")]
-    return _bars(rows) + f"<p>as a model guesses, of {looked:,} documents before copies were dropped</p>"
+    return _bars(rows) + f"<p>as a model guesses, of {looked:,} of the kept documents</p>"
 
 
 def _changed(books: Mapping[str, Any]) -> str:

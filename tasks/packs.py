@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,8 @@ def read(reading: Reading, folder: Path, manner: Manner) -> tuple[str, dict[str,
         return reading.pack, {key: facts["entries"][key] for key in keys}
     # Also where it was damaged: the files are read again, into a pack that may have another name.
     pack = name_of(keys)
-    temporary = folder / f".{pack}.{os.getpid()}"
+    temporary = Path(mkdtemp(prefix=f".{pack}.", dir=folder))
     try:
-        temporary.mkdir(parents=True)
         with _Writer(temporary, manner) as writer:
             entries = {key: _read_file(item, writer, manner) for key, item in reading.files}
         _publish(folder, pack, temporary, entries)

@@ -78,6 +78,8 @@ def documents(item: Item, limits: Limits) -> Iterator[Document | Reject]:
 
 def refuse_changed(item: Item) -> None:
     """For those who do not read to the end. Raises DataError when it is no longer the file that the key is of."""
+    if item.kind == "hub":  # its revision is fixed
+        return
     same = remotes.identity_of(item.path) == item.digest if item.remote else _unchanged(item, _stamp(item.path))
     if not same:
         raise DataError(CHANGED.format(item.label if item.remote else item.path))

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import installed_docs, remotes
+from tasks.artifacts import file_digest
 from tasks.errors import DataError
-from tasks.reading import HEAD, documents
+from tasks.reading import HEAD, documents, refuse_changed
 from tasks.streams import Document, Item, Limits, Reject
 from tests.tasks.made_files import GOOD, PACKERS, item_of, put, read
 
@@ -210,3 +211,14 @@ def test_docstrings_are_found_where_they_stand(tmp_path: Path) -> None:
     found = list(installed_docs.documentation("python", path))
     assert [text for _, text in found] == ["Module é.", "Class.", "Function."]
     assert all(text in path.read_bytes()[offset:].split(b"\n")[0].decode() for offset, text in found)
+
+
+def test_who_stops_early_asks_whether_the_file_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    item = Item("text", str(path), "a.txt", file_digest(path), 4)
+    refuse_changed(item)
+    refuse_changed(Item("hub", "NAME:CONFIG", "NAME", "revision", 0))
+    path.write_text("TEXT")
+    with pytest.raises(DataError, match=r"a\.txt changed while"):
+        refuse_changed(item)
