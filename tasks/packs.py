@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from .artifacts import digest_of, finish_unit, finished_unit, save_array
 from .books import Books, is_fault
-from .cleaning import Cleaner, Cleaning
+from .cleaning import Cleaner, Cleaning, document_id
 from .leakage import Probe
 from .minhash import NearDuplicates, Signer
 from .quarantine import Faults
@@ -149,7 +149,7 @@ def _read_file(item: Item, writer: "_Writer", manner: Manner) -> dict[str, Any]:
         if cleaned.changed:
             books.clean(cleaned.changed, came - len(data), len(event.text) - len(cleaned.text))
         writer.add(data, len(cleaned.text), event.offset)
-        if item.stop_bytes and (name := _digest(data)) not in own:  # what it repeats is not what its budget is for
+        if item.stop_bytes and (name := document_id(data)) not in own:  # what it repeats is not what its budget is for
             own.add(name)
             size += len(data)
             if size >= item.stop_bytes:
@@ -215,7 +215,7 @@ class _Writer:
         self.texts, self.offsets, self.characters, self.held = [], [], [], 0
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        digests = b"".join(map(_digest, self.texts))
+        digests = b"".join(map(document_id, self.texts))
         sizes = [list(map(len, self.texts)), self.characters]
         columns: dict[str, NDArray[Any]] = {
             "ids": np.frombuffer(digests, ">u8").reshape(-1, 2).astype("<u8"),
@@ -241,12 +241,6 @@ class _Writer:
                 save_array(self.folder / f"{name}.npy", whole)
         self.arrow.close()
         self.quarantine.close()
-
-
-def _digest(data: bytes) -> bytes:
-    from hashlib import sha256
-
-    return sha256(data).digest()[:16]
 
 
 # Arrays from their buffers: pa.array(list) imports pandas, which takes longer than reading a million documents.

@@ -470,3 +470,10 @@ def test_novels_become_documents_with_healthy_splits(tmp_path: Path) -> None:
     assert not texts[0].startswith("\ufeff") and max(map(len, texts)) <= 4096
     single = sum(text.replace("\n\n", "").count("\n") for text in texts)
     assert single < 0.1 * novel.read_bytes().count(b"\n")  # unwrapped
+
+
+def test_the_extractor_of_pages_is_part_of_the_key_where_there_are_pages(text: Path, tmp_path: Path) -> None:
+    before = identity(config(text), tmp_path)
+    (text / "page.html").write_text("<html><body><p>" + " ".join(sentences(8, 9)) + "</p></body></html>")
+    after = identity(config(text), tmp_path)
+    assert "trafilatura" not in before.config["engines"] and after.config["engines"]["trafilatura"]
