@@ -22,12 +22,12 @@ from flows import environment, plan, recipes
 from tasks import pretrain, scoring, training
 from tasks.artifacts import Manifest, Store, load
 from tasks.batches import Batch, ShardReader, training_batch
-from tasks.masking import Domain, keys
+from tasks.keys import Domain, keys
 
 
-def shuffled(reader: ShardReader, step: int, rows: int, seed: int) -> Batch:
+def shuffled(reader: ShardReader, step: int, rows: int, seed: int, **rates: str) -> Batch:
     """The batch with its targets permuted among its masked positions."""
-    batch = training_batch(reader, step, rows, seed)
+    batch = training_batch(reader, step, rows, seed, **rates)
     order = np.argsort(keys(seed, Domain.ORDER, step, [1], batch.count)[0], kind="stable")
     targets_M = batch.targets_M.clone()
     targets_M[: batch.count] = batch.targets_M[: batch.count][torch.from_numpy(order)]
@@ -38,7 +38,7 @@ def unigram(shards: Manifest, rows: int) -> float:
     """Masked cross-entropy of the unigram baseline on the rows that validation looks at, nats per masked token."""
     reader = ShardReader(shards, "validation")
     counts = np.load(shards.path("unigrams.npy"), allow_pickle=False)
-    scorer = scoring.unigram_scorer(counts, reader.ordinary_ids)
+    scorer = scoring.unigram_scorer(counts, shards.facts["vocabulary"]["ordinary"])
     batches = scoring.frozen_batches(reader, np.arange(min(rows, reader.rows)), reader.rate, 64)
     return scoring.score({"unigram": scorer}, batches, lambda done: None)["unigram"].metrics()["masked_cross_entropy"]
 

@@ -89,7 +89,7 @@ class Chain:
         if name == "evaluate":
             self.tracker.metrics(page.manifest.facts["metrics"])
         self._done(page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
-        if name == "corpus":
+        if "card.html" in page.manifest.files:
             say(f"{name:<10}  its card: {page.manifest.path('card.html')}")
 
     def _done(self, manifest: Manifest, state: str, seconds: float) -> None:

@@ -77,8 +77,8 @@ def maskmill(
     with chain.opened(settings, recipes.command(recipe, source, set, force_from), force_from, wait) as mill:
         with runners.pool(settings.runner) as pool:
             documents = ingest(mill, settings.corpus, pool=pool)
-        words = learn(mill, settings.vocabulary, documents)
-        rows = shard(mill, settings.shards, documents, words)
+            words = learn(mill, settings.vocabulary, documents)
+            rows = shard(mill, settings.shards, documents, words, pool=pool)
         weights = train(mill, settings.pretrain, words, rows, on_metrics=mill.metrics)
         report = score(mill, settings.evaluate, words, rows, weights, mill.champion())
         publish(mill, settings.register, documents, words, rows, weights, report, **mill.links())

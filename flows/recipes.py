@@ -45,12 +45,12 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     runner: runners.Name = "processes"
-    """Who reads the corpus: processes of this machine, or workers of dask or ray. Does not change the result."""
+    """Who reads the corpus and makes shards: processes of this machine, or workers of dask or ray; same result."""
 
     @property
     def reaches_hub(self) -> bool:
-        """Does a source lie on the Hugging Face hub, by name or by URL?"""
-        uris = [source.uri for key in SOURCES for source in getattr(self.corpus, key)]
+        """Does a source, or the tokenizer, lie on the Hugging Face hub, by name or by URL?"""
+        uris = [source.uri for key in SOURCES for source in getattr(self.corpus, key)] + [self.vocabulary.tokenizer]
         return any("hf://" in uri or (uri.startswith("hf:") and not Path(uri[3:]).exists()) for uri in uris)
 
 
@@ -123,7 +123,11 @@ def command(
 
 
 def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
-    """A source may be just its uri. Relative paths start at `folder`: the recipe's own, or the current one."""
+    """A source may be just its uri. Relative paths, also the tokenizer's, start at `folder`: the recipe's own, or the
+    current one."""
+    vocabulary = data.get("vocabulary")
+    if isinstance(vocabulary, dict) and isinstance(vocabulary.get("tokenizer"), str) and vocabulary["tokenizer"]:
+        vocabulary["tokenizer"] = _anchored(vocabulary["tokenizer"], folder)
     corpus = data.get("corpus")
     for key in SOURCES:
         sources = corpus.get(key) if isinstance(corpus, dict) else None

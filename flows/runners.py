@@ -1,4 +1,4 @@
-"""Where the corpus is read: processes of this machine, or workers of Dask or Ray, by the recipe's line `runner:`.
+"""Where the corpus is read and shards are made: processes of this machine, or workers of Dask or Ray (`runner:`).
 
 processes   the stage's own; nothing to install
 dask        Prefect's DaskTaskRunner: pip install 'maskmill[dask]'
@@ -58,7 +58,7 @@ def check(name: Name) -> None:
 def pool(name: Name) -> Iterator[Pool | None]:
     """A pool for the time of the block, inside a flow run; None for processes: the stage makes its own.
 
-    The cluster starts with the first job: a corpus that is reused never waits for one.
+    The cluster starts with the first job: a run that reuses its corpus and shards never waits for one.
     """
     check(name)
     if name == "processes":
@@ -79,7 +79,7 @@ class _Pool:
 
     @cached_property
     def _cluster(self) -> tuple[Callable[..., Any], int]:
-        say(f"{'corpus':<10}  starting {self._name} …")
+        say(f"{'runner':<10}  starting {self._name} …")
         try:
             return (_dask if self._name == "dask" else _ray)(self._stack)
         except (OSError, ValueError, RuntimeError) as error:

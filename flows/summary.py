@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import corpus_card
+from tasks import corpus_card, vocabulary_card
 from tasks.artifacts import Manifest
 from tasks.masking import fraction
 from tasks.versions import Version
@@ -18,6 +18,9 @@ ROWS = {
     "baseline_untrained": "untrained model",
 }
 """First part of evaluate's metric names -> how the row is called."""
+
+CARDS = {"corpus": corpus_card.markdown, "vocabulary": vocabulary_card.markdown}
+"""Stage -> its card.json as Markdown."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,8 @@ def card(manifest: Manifest, entry: Mapping[str, Any], recipe: str) -> str:
     """Markdown about one stage of a run, for the Prefect UI."""
     lines = [f"**{manifest.stage}** of `{recipe}`: {entry['state']} in {entry['seconds']:.1f} s ({entry['why']})"]
     lines += ["", what(manifest), ""]
-    if "card.json" in manifest.files:
-        lines.append(corpus_card.markdown(json.loads(manifest.path("card.json").read_bytes())))
+    if manifest.stage in CARDS and "card.json" in manifest.files:
+        lines.append(CARDS[manifest.stage](json.loads(manifest.path("card.json").read_bytes())))
     else:
         lines += ["| count | |", "|---|--:|", *(f"| {name} | {number:,} |" for name, number in manifest.counts.items())]
     lines += ["", f"`{manifest.stage}/{manifest.key}`, digest `{manifest.digest[:16]}`, {manifest.bytes:,} bytes"]

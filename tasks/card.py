@@ -21,7 +21,7 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
     """The card of a model, from the manifests of corpus, vocabulary, shards, pretrain and evaluate by stage."""
     shards, pretrain = parents["shards"].facts, parents["pretrain"]
     parts = [
-        _header(),
+        _header(parents["vocabulary"].facts),
         f"# {name}",
         f"A masked language model (ModernBERT layout) of {pretrain.facts['parameters']:,} parameters. "
         f"It fills `[MASK]` in texts of up to {shards['length']} tokens.",
@@ -45,8 +45,9 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _header() -> str:
-    return "---\nlibrary_name: transformers\npipeline_tag: fill-mask\nmask_token: '[MASK]'\n---"
+def _header(vocabulary: Mapping[str, Any]) -> str:
+    mask = vocabulary.get("special_names", {}).get("mask", "[MASK]").replace("'", "''")
+    return f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\nmask_token: '{mask}'\n---"
 
 
 def _scores(facts: Mapping[str, Any]) -> str:
@@ -87,12 +88,21 @@ def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest) -> str:
             f"- sources: {', '.join(_code(source) for source in _source_names(corpus))}",
             f"- {counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0):,} bytes; rejected: "
             + (", ".join(f"{number:,} {reason}" for reason, number in reasons) or "none"),
-            f"- vocabulary: byte-level BPE, {vocabulary.facts['size']:,} tokens, learnt from the train split",
+            f"- vocabulary: {_vocabulary(vocabulary.facts)}",
             f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}",
             f"- masks: {facts['rate']} of each segment's tokens, exactly, shown as {facts['corruption']}, "
             f"sampler {facts['sampler']['name']} version {facts['sampler']['version']}, seed {facts['seed']}",
         ]
     )
+
+
+def _vocabulary(facts: Mapping[str, Any]) -> str:
+    kind, size, reserved = facts.get("kind", "byte-level BPE"), facts["size"], facts.get("reserved", 0)
+    origin = "an existing tokenizer" if facts.get("source") == "adopted" else "learnt from the train split"
+    sample = facts.get("sample", {})
+    if sample and not sample["whole"]:
+        origin = f"learnt from a sample of the train split, about {sample['bytes_asked']:,} bytes"
+    return f"{kind}, {size:,} tokens" + (f" ({reserved:,} of them reserved)" if reserved else "") + f", {origin}"
 
 
 def _source_names(corpus: Manifest) -> list[str]:
@@ -104,7 +114,10 @@ def _source_names(corpus: Manifest) -> list[str]:
 
 def _settings(pretrain: Manifest) -> str:
     lines = ["| setting | |", "|---|--:|"]
-    lines += [f"| {name} | {value} |" for name, value in sorted(pretrain.config.items())]
+    config = {name: value for name, value in pretrain.config.items() if name != "mask_rates"}
+    rates = pretrain.config.get("mask_rates") or {}
+    config["mask_rates"] = " ".join([rates.get("schedule", "constant"), " → ".join(rates.get("rates", ()))]).strip()
+    lines += [f"| {name} | {value} |" for name, value in sorted(config.items())]
     steps, tokens = pretrain.facts["steps"], pretrain.facts["tokens"]
     return "\n".join([f"{steps:,} steps, {tokens:,} tokens.", "", *lines])
 

@@ -47,7 +47,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
 
     Args:
         tensors: parameters and optimizer state by name; no two may share memory.
-        state: JSON that goes into the receipt (tokens, digests, lengths of the logs).
+        step: names the files; what the run goes on from is in the state.
+        state: JSON that goes into the receipt (position in the data, digests, lengths of the logs).
     Raises:
         OSError: disk full, as the operating system says it; the previous checkpoints are untouched.
         DataError: the file does not read back as it was written.

@@ -43,7 +43,7 @@ def render(card: Mapping[str, Any]) -> str:
         _section("The text itself", _samples(card["sources"])),
         _section("Settings", _settings(card)),
     ]
-    return page("\n".join(filter(None, parts)))
+    return page("\n".join(filter(None, parts)), "Corpus card")
 
 
 def _section(title: str, body: str) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 from .artifacts import Built, Identity, Manifest, Store, Workspace, digest_of, write_atomic
 from .errors import DataError, NumericError, UsageError
 from .hardware import device_kind, thread_count
-from .masking import EVALUATION_SEED, fraction, permutation, spelling
+from .keys import permutation
+from .masking import EVALUATION_SEED, fraction, spelling
 from .progress import progress, say
 
 STAGE = "evaluate"
@@ -28,6 +29,7 @@ NOT_IDENTITY: set[str] = set()
 MODEL, UNIGRAM, UNTRAINED, CHAMPION = "test", "baseline_unigram", "baseline_untrained", "champion"
 """First part of the metric names: the model itself goes by the split."""
 MASK = "[MASK]"
+"""In a sentence of the recipe, whatever the vocabulary calls it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class EvaluateConfig:
         for text in self.sentences:
             if MASK not in text:
                 raise UsageError(f"evaluate.sentences: {text!r} holds no {MASK}; put one where a token is missing.")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError(f"evaluate.sentences: {text!r} has half of a surrogate pair; give whole characters.")
 
 
 def identity(
@@ -165,7 +169,7 @@ class _Build:
         untrained = untrained_model(facts["model"], facts["initial_seed"], counts, config["device"])
         scorers = {
             MODEL: model_scorer(model),
-            UNIGRAM: unigram_scorer(counts, self.shards.facts["vocabulary"]["ordinary"]),
+            UNIGRAM: unigram_scorer(counts, self._can_be_hidden()),
             UNTRAINED: model_scorer(untrained),
         }
         if self.champion and self._comparable():
@@ -183,6 +187,12 @@ class _Build:
                     metrics |= {f"{name}/rate_{rate}/{key}": round(value, 6) for key, value in tally.metrics().items()}
         return metrics, masked, [int(row) for row in rows]
 
+    def _can_be_hidden(self) -> list[list[int]]:
+        """Half-open ranges of the ids that a text can have: the ordinary ones, and [UNK] where the model says it."""
+        ranges = [list(entry) for entry in self.shards.facts["vocabulary"]["ordinary"]]
+        unknown = self.vocabulary.facts["special_ids"]["unk"]
+        return [*ranges, [unknown, unknown + 1]] if self.vocabulary.facts.get("unknown") else ranges
+
     def _test_digest(self, rows: list[int]) -> str:
         """What two models must share for their scores to be compared: tokens, draws, rows, vocabulary."""
         files = {name: entry.sha256 for name, entry in self.shards.files.items() if name.startswith("test-")}
@@ -193,7 +203,8 @@ class _Build:
         from .tokens import open_for_prompts
 
         tokenizer = open_for_prompts(self.vocabulary.whole("tokenizer.json"))
-        ids, length = tokenizer.encode(unicodedata.normalize("NFC", text)).ids, model.config.length
+        typed = text.replace(MASK, self.vocabulary.facts.get("special_names", {}).get("mask", MASK))
+        ids, length = tokenizer.encode(unicodedata.normalize("NFC", typed)).ids, model.config.length
         if len(ids) > length:
             raise UsageError(f"evaluate.sentences: {text!r} has {len(ids)} tokens, the context only {length}; cut it.")
         if model.config.mask_id not in ids:

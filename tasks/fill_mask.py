@@ -28,6 +28,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 DIGESTS = "digests.json"
+MASK = "[MASK]"
+"""What a text may always say, whatever the vocabulary calls it."""
 PARAMETERS = {"top_k": 5, "targets": ""}
 """Parameters of predict with their defaults; targets is a list of words, or one string of words between spaces."""
 TEXTS_AT_ONCE = 16
@@ -91,16 +93,24 @@ class FillMask(PythonModel):
         return top_k, [self._target(word) for word in words]
 
     def _target(self, word: str) -> int:
-        """The id of a word that is one token: with a space before it, as within a text, else without."""
+        """The id of a word that is one token: with a space before it, as within a text, else without.
+
+        Where the vocabulary drops spaces both are the same; [UNK] and reserved tokens are special, so no target.
+        """
+        refuse_half_characters(word, "A target")
+        special = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         for form in (" " + word, word):
             ids = self.tokenizer.encode(form, add_special_tokens=False)
-            if len(ids) == 1 and ids[0] not in self.tokenizer.all_special_ids:
+            if len(ids) == 1 and ids[0] not in special:
                 return int(ids[0])
         raise refuse(f"The target {word!r} is not one token of this vocabulary; give words that are.")
 
     def _encode(self, text: str, number: int) -> list[int]:
         """[CLS] text [SEP] as ids, checked."""
         mask = self.tokenizer.mask_token
+        if mask not in text:  # a vocabulary that was taken over may call it <mask>
+            text = text.replace(MASK, mask)
+        refuse_half_characters(text, f"Text {number}")
         if len(text) > LONGEST_TEXT:
             raise refuse(f"Text {number} has {len(text):,} characters, more than {LONGEST_TEXT:,}; cut it.")
         if mask not in text:
@@ -134,6 +144,16 @@ class FillMask(PythonModel):
     def _text(self, token: int) -> str:
         """The token as it reads in a text, with the space before it where it has one."""
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def refuse_half_characters(text: str, name: str) -> None:
+    """Refuses a text with half of a surrogate pair, which has no encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise refuse(
+            f"{name} has half of a surrogate pair at character {error.start}; give whole characters."
+        ) from None
 
 
 def check_digests(folder: Path) -> None:

@@ -7,16 +7,24 @@ tokens and padding are never in 𝓜 and do not count in M. Every position has a
 
     (seed, domain, draw, global sequence id, position in the row)
 
-and never of rank, worker, batch or shard. 𝓜 is the first ⌊M·p⌋ positions of the segment in the order of their keys,
-ties by position. So a lower rate hides a subset of what a higher one hides, any machine that knows the address draws
-the same 𝓜, and a stored draw can be proved. The hash is splitmix64 (Steele, Lea & Flood 2014, "Fast splittable
-pseudorandom number generators"): counter-based like Philox, and the same few integer operations in numpy and torch.
+and never of rank, worker, batch or shard (keys.py).
 
-Suffixes: R rows, L positions.
+A policy is a total order of a segment's positions, and 𝓜 is the first ⌊M·p⌋ of them. Positions come in groups, the
+groups in the order of the key of their first position, ties by position; the last group is cut to hit the count.
+
+    uniform      a group is a position
+    whole-word   a group is a word (Devlin et al. 2019, the release of whole-word models)
+    span         a group is a span; lengths are geometric (Joshi et al. 2020, SpanBERT): each position begins a new
+                 one with probability 1/span, by a key of its own
+
+So every policy hides exactly as many, a lower rate hides a subset of what a higher one hides, any machine that knows
+the address draws the same 𝓜, and a stored draw can be proved.
+
+Suffixes: R rows, L positions, S segments; in a bucket of segments: N segments, W positions.
 """
 
-from collections.abc import Sequence
-from enum import IntEnum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -24,29 +32,40 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import UsageError
+from .keys import Domain, keys, keys_from
 
 Array = NDArray[Any]
 
-SAMPLER = {"name": "uniform-splitmix64", "version": 1}
+SAMPLER = {"name": "splitmix64", "version": 2}
 EVALUATION_SEED = 181004805
 """Seed of the draws of validation and test: frozen, so that all models of one vocabulary are asked the same."""
 
-GOLDEN = 0x9E3779B97F4A7C15
-MIX_1 = 0xBF58476D1CE4E5B9
-MIX_2 = 0x94D049BB133111EB
+POLICIES = ("uniform", "whole-word", "span")
 
 
-class Domain(IntEnum):
-    """What a key decides; keys of different domains are independent."""
+@dataclass(frozen=True)
+class Policy:
+    """Which positions are hidden together."""
 
-    CHOICE = 0
-    """𝓜 itself."""
-    ACTION = 1
-    """Of the 80/10/10 rule: hide, replace or keep."""
-    REPLACEMENT = 2
-    """Which token replaces."""
-    ORDER = 3
-    """The order of the samples in an epoch."""
+    name: str = "uniform"
+    """One of POLICIES."""
+    span: int = 3
+    """Mean length of a span, in tokens; for "span" only."""
+
+    @property
+    def of_words(self) -> bool:
+        """Does a draw need to know where words begin?"""
+        return self.name == "whole-word"
+
+    @property
+    def boundary(self) -> int:
+        """A position begins a span where its key is at most this: one in `span` of them."""
+        return (1 << 64) // self.span - 1
+
+
+def seed_of(split: str, seed: int) -> int:
+    """The seed of a split's draws: the config's for train, a frozen one for what models are judged by."""
+    return seed if split == "train" else EVALUATION_SEED
 
 
 def fraction(rate: str) -> Fraction:
@@ -82,37 +101,6 @@ def count(tokens: ArrayLike, rate: str) -> NDArray[np.int64]:
     return np.asarray(counts.astype(object) * p.numerator // p.denominator).astype(np.int64)
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64: a bijection of 64 bits in which every input bit reaches every output bit."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(MIX_1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(MIX_2)
-    return z ^ (z >> np.uint64(31))
-
-
-def mix_int(z: int) -> int:
-    """`_mix` of one Python integer, modulo 2^64."""
-    z &= 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * MIX_1) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * MIX_2) & 0xFFFFFFFFFFFFFFFF
-    return z ^ (z >> 31)
-
-
-def stream(seed: int, domain: Domain, draw: int) -> int:
-    """The 64-bit state that a (seed, domain, draw) starts from; each part is mixed in before the next is added."""
-    state = 0
-    for part in (seed, int(domain), draw):
-        state = mix_int(state + part * GOLDEN + GOLDEN)
-    return state
-
-
-def keys(seed: int, domain: Domain, draw: int, sequence_ids: ArrayLike, length: int) -> NDArray[np.uint64]:
-    """Keys of the positions 0..L-1 of some rows: uint64 (R, L)."""
-    ids = np.asarray(sequence_ids, dtype=np.uint64)
-    row_R = _mix(np.uint64(stream(seed, domain, draw)) + (ids + np.uint64(1)) * np.uint64(GOLDEN))
-    steps_L = np.arange(1, length + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-    return _mix(row_R[:, None] + steps_L)
-
-
 def segment_ids(lengths: Array, offsets: Array, length: int) -> NDArray[np.int32]:
     """Which segment of its row a position belongs to: int32 (R, L), -1 on padding.
 
@@ -120,11 +108,15 @@ def segment_ids(lengths: Array, offsets: Array, length: int) -> NDArray[np.int32
     offsets[r + 1]] (offsets (R + 1,), first 0).
     """
     lengths, offsets = np.asarray(lengths, dtype=np.int64), np.asarray(offsets, dtype=np.int64)
-    per_row = np.diff(offsets)
-    index_S = np.arange(len(lengths)) - np.repeat(offsets[:-1], per_row)
-    ids = np.full(len(per_row) * length, -1, dtype=np.int32)
-    ids[_flat_positions(lengths, offsets, length)] = np.repeat(index_S, lengths)
-    return ids.reshape(len(per_row), length)
+    rows = len(offsets) - 1
+    row_S = np.repeat(np.arange(rows), np.diff(offsets))
+    # one run of equal ids for each segment, and one of -1 at the end of each row
+    at_S, at_R = np.arange(len(lengths)) + row_S, offsets[1:] + np.arange(rows)
+    runs, values = np.empty(len(lengths) + rows, np.int64), np.full(len(lengths) + rows, -1, np.int32)
+    values[at_S] = np.arange(len(lengths)) - offsets[row_S]
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    runs[at_S], runs[at_R] = lengths, length - np.diff(before[offsets])
+    return np.repeat(values, runs).reshape(rows, length)
 
 
 def _flat_positions(lengths: NDArray[np.int64], offsets: NDArray[np.int64], length: int) -> NDArray[np.int64]:
@@ -152,43 +144,129 @@ def ordinary(lengths: Array, offsets: Array, length: int) -> NDArray[np.bool_]:
     return allowed.reshape(-1, length)
 
 
-def choose(keys_RL: NDArray[np.uint64], lengths: Array, offsets: Array, rate: str) -> NDArray[np.bool_]:
-    """𝓜 of every segment: the first ⌊M·p⌋ ordinary positions by key, ties by position. bool (R, L).
+class Layout:
+    """Where the segments of some rows lie, and how many of each are hidden."""
 
-    One sort per row does it for all its segments: a word is (segment | key | position), the key cut to what is left
-    of 64 bits (52 at L = 64, 46 at L = 512), so that sorting words sorts by segment, then key, then position.
-    """
-    rows, length = keys_RL.shape
-    lengths, offsets = np.asarray(lengths, dtype=np.int64), np.asarray(offsets, dtype=np.int64)
-    bits = np.uint64(position_bits(length))
-    segment_RL = segment_ids(lengths, offsets, length).astype(np.uint64)
-    words_RL = (keys_RL >> (bits + bits)) << bits | np.arange(length, dtype=np.uint64)
-    words_RL |= segment_RL << (np.uint64(64) - bits)
-    words_RL[~ordinary(lengths, offsets, length)] = np.uint64(0xFFFFFFFFFFFFFFFF)
-    words_RL.sort(axis=1)
-    # Sorted, a row is: the ordinary positions of its segment 0 by key, then of segment 1, …, then all that may not be.
-    ordinary_S = lengths - 2
-    hidden_S = count(ordinary_S, rate)
-    row_S = np.repeat(np.arange(rows), np.diff(offsets))
-    before = np.concatenate([[0], np.cumsum(ordinary_S)])
-    begins = row_S * length + before[:-1] - before[offsets[row_S]]
-    taken = np.repeat(begins - (np.cumsum(hidden_S) - hidden_S), hidden_S) + np.arange(int(hidden_S.sum()))
-    positions = words_RL.reshape(-1)[taken] & ((np.uint64(1) << bits) - np.uint64(1))
-    hidden = np.zeros(rows * length, dtype=bool)
-    hidden[np.repeat(row_S, hidden_S) * length + positions.astype(np.int64)] = True
-    return hidden.reshape(rows, length)
+    def __init__(self, lengths: Array, offsets: Array, length: int, rate: str) -> None:
+        """See `segment_ids` for lengths and offsets."""
+        lengths, offsets = np.asarray(lengths, dtype=np.int64), np.asarray(offsets, dtype=np.int64)
+        self.rows, self.length = len(offsets) - 1, length
+        self.tokens_S = lengths - 2
+        """M of each segment."""
+        self.hidden_S = count(self.tokens_S, rate)
+        self.row_S = np.repeat(np.arange(self.rows), np.diff(offsets))
+        self.first_S = _begins(lengths, offsets, length) + 1
+        """Index into R*L of each segment's first ordinary position."""
 
+    def buckets(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """(segments, W): those of which something is hidden, with M <= W, of like length: at least half of W.
 
-def position_bits(length: int) -> int:
-    """Bits for a position of a row of L, and for a segment's number: a row has at most L/2 segments."""
-    return max(int(length - 1).bit_length(), 2)
+        So they are handled as one array (N, W), and the time goes into few calls on much, not into many on little.
+        """
+        wide, some = self.length - 2, self.hidden_S > 0
+        while wide > 0 and some.any():
+            here = some & (self.tokens_S > wide // 2)
+            if here.any():
+                segments = np.flatnonzero(here)
+                yield segments, int(self.tokens_S[segments].max())
+            some &= ~here
+            wide //= 2
 
 
 def draw(
-    seed: int, number: int, sequence_ids: ArrayLike, lengths: Array, offsets: Array, length: int, rate: str
+    seed: int,
+    number: int,
+    sequence_ids: ArrayLike,
+    lengths: Array,
+    offsets: Array,
+    length: int,
+    rate: str,
+    policy: Policy = Policy(),
+    begins_RL: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
-    """Draw `number` of 𝓜 for some rows: bool (R, L). See `segment_ids` for lengths and offsets."""
-    return choose(keys(seed, Domain.CHOICE, number, sequence_ids, length), lengths, offsets, rate)
+    """Draw `number` of 𝓜 for some rows: bool (R, L). See `segment_ids` for lengths and offsets.
+
+    begins_RL   where words begin, bool (R, L): what "whole-word" needs
+    """
+    layout = Layout(lengths, offsets, length, rate)
+    ids_S = np.asarray(sequence_ids, dtype=np.uint64)[layout.row_S]
+    at_S = layout.first_S - layout.row_S * length
+    hidden = np.zeros(layout.rows * length, dtype=bool)
+    for segments, wide in layout.buckets():
+        address = ids_S[segments], at_S[segments]
+        keys_NW, begins_NW = keys_from(seed, Domain.CHOICE, number, *address, wide), None
+        if policy.of_words:
+            assert begins_RL is not None, "whole-word masks need to know where words begin"
+            begins_NW = _cut_out(begins_RL, layout.first_S[segments], wide)
+        elif policy.name == "span":
+            begins_NW = keys_from(seed, Domain.SPAN, number, *address, wide) <= np.uint64(policy.boundary)
+        if begins_NW is not None:
+            keys_NW = _of_groups(keys_NW, begins_NW)
+        chosen_NW = _first(keys_NW, layout.tokens_S[segments], layout.hidden_S[segments], begins_NW)
+        shift = layout.first_S[segments] - np.arange(len(segments)) * wide
+        hidden[np.flatnonzero(chosen_NW) + np.repeat(shift, layout.hidden_S[segments])] = True
+    return hidden.reshape(layout.rows, length)
+
+
+def _cut_out(begins_RL: NDArray[np.bool_], first_N: NDArray[np.int64], wide: int) -> NDArray[np.bool_]:
+    """What begins at the W positions from `first` on: bool (N, W). Beyond the last row nothing does."""
+    padded = np.concatenate([begins_RL.reshape(-1), np.zeros(wide, bool)])
+    return np.lib.stride_tricks.sliding_window_view(padded, wide)[first_N]  # rows are copied, not bytes looked up
+
+
+def _of_groups(keys_NW: NDArray[np.uint64], begins_NW: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Gives every position the key of its group's first one; the first position of a segment begins a group."""
+    begins_NW[:, 0] = True
+    starts = np.flatnonzero(begins_NW)
+    keys = np.repeat(keys_NW.reshape(-1)[starts], np.diff(starts, append=keys_NW.size))
+    return keys.reshape(keys_NW.shape)
+
+
+def _first(
+    keys_NW: NDArray[np.uint64],
+    tokens_N: NDArray[np.int64],
+    hidden_N: NDArray[np.int64],
+    begins_NW: NDArray[np.bool_] | None,
+) -> NDArray[np.bool_]:
+    """The first `hidden` (at least 1) of the first `tokens` positions by key, ties by position: bool (N, W).
+
+    Sorted are the upper halves of the keys: numpy sorts 32 bits twice to ten times as fast as 64, and two groups have
+    the same half at the threshold once in millions of segments; those are sorted whole.
+    """
+    wide = keys_NW.shape[1]
+    outside_NW = np.arange(wide, dtype=np.int32) >= tokens_N.astype(np.int32)[:, None]
+    upper_NW = (keys_NW >> np.uint64(32)).astype(np.uint32)
+    np.putmask(upper_NW, outside_NW, np.uint32(0xFFFFFFFF))
+    threshold_N1 = np.sort(upper_NW, axis=1)[np.arange(len(keys_NW)), hidden_N - 1][:, None]
+    chosen_NW = upper_NW <= threshold_N1
+    if np.count_nonzero(chosen_NW) == hidden_N.sum():
+        return chosen_NW
+    equal_NW = upper_NW == threshold_N1  # no row has too few: those that have too many must cut a group, or are tied
+    if begins_NW is not None and np.count_nonzero(equal_NW & begins_NW) == len(keys_NW):
+        size_N = np.count_nonzero(equal_NW, axis=1)
+        spare_N = np.count_nonzero(chosen_NW, axis=1) - hidden_N
+        end_N1 = (equal_NW.argmax(axis=1) + size_N - spare_N).astype(np.int32)[:, None]
+        chosen_NW &= ~(equal_NW & (np.arange(wide, dtype=np.int32) >= end_N1))
+        return chosen_NW
+    tied = np.flatnonzero(np.count_nonzero(chosen_NW, axis=1) != hidden_N)
+    chosen_NW[tied] = _first_exactly(keys_NW[tied], outside_NW[tied], hidden_N[tied])
+    return chosen_NW
+
+
+def _first_exactly(
+    keys_NW: NDArray[np.uint64], outside_NW: NDArray[np.bool_], hidden_N: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """The same with whole keys; of equal ones (a group that is cut) the first positions."""
+    keys_NW[outside_NW] = np.uint64(0xFFFFFFFFFFFFFFFF)
+    threshold_N1 = np.sort(keys_NW, axis=1)[np.arange(len(keys_NW)), hidden_N - 1][:, None]
+    below_NW, equal_NW = keys_NW < threshold_N1, (keys_NW == threshold_N1) & ~outside_NW
+    open_N1 = (hidden_N - below_NW.sum(axis=1))[:, None]
+    return below_NW | equal_NW & (equal_NW.cumsum(axis=1) <= open_N1)
+
+
+def ids_in(ranges: Iterable[Sequence[int]]) -> NDArray[np.int64]:
+    """The ids of half-open ranges, such as those of a vocabulary's ordinary tokens."""
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, end) for first, end in ranges)])
 
 
 def pack_bits(hidden_RL: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -201,11 +279,6 @@ def unpack_bits(bits: NDArray[np.uint8], length: int) -> NDArray[np.bool_]:
     return np.unpackbits(bits, axis=1, count=length, bitorder="little").astype(bool)
 
 
-def permutation(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
-    """The order of the samples in an epoch: sample g of the run is permutation(g // rows)[g % rows]. int64 (rows,)."""
-    return np.argsort(keys(seed, Domain.ORDER, epoch, [0], rows)[0], kind="stable")
-
-
 def corrupt(
     tokens_RL: Array,
     hidden_RL: NDArray[np.bool_],
@@ -214,25 +287,26 @@ def corrupt(
     draw: int,
     sequence_ids: ArrayLike,
     mask_id: int,
-    ordinary_ids: Sequence[int],
+    ordinary_ids: NDArray[np.int64],
     policy: str,
 ) -> Array:
     """H_0: the rows with 𝓜 hidden, as a new array.
 
     policy          "mask": [MASK] at every position of 𝓜. "80/10/10" (Devlin et al. 2019): [MASK] at 8 of 10, a random
                     ordinary token at 1 of 10, the token itself at 1 of 10.
-    ordinary_ids    first and one past the last id that a random replacement may take: never a special token
+    ordinary_ids    the ids that a random replacement may take: never a special token. See `ids_in`
     """
     corrupted = tokens_RL.copy()
-    corrupted[hidden_RL] = mask_id
+    np.putmask(corrupted, hidden_RL, mask_id)
     if policy == "mask":
         return corrupted
     if policy != "80/10/10":
         raise UsageError(f"shards.corruption is {policy!r}; use mask or 80/10/10.")
     length = tokens_RL.shape[1]
     action_RL = keys(seed, Domain.ACTION, draw, sequence_ids, length) % np.uint64(10)
-    first, end = ordinary_ids
-    random_RL = first + keys(seed, Domain.REPLACEMENT, draw, sequence_ids, length) % np.uint64(end - first)
+    random_RL = ordinary_ids[
+        (keys(seed, Domain.REPLACEMENT, draw, sequence_ids, length) % np.uint64(len(ordinary_ids))).astype(np.int64)
+    ]
     replaced, kept = hidden_RL & (action_RL == 8), hidden_RL & (action_RL == 9)
     corrupted[replaced] = random_RL[replaced].astype(tokens_RL.dtype)
     corrupted[kept] = tokens_RL[kept]

@@ -1,8 +1,12 @@
 """Packing: documents are cut into segments, and segments are laid into rows with next to no padding.
 
 A segment is what equation (1) calls a text: `[CLS] t… [SEP]`, at most L positions, also when it was cut from a longer
-document. Everything here is a pure function of the lengths (and of where a word may begin), so it is the same on every
-machine and for any number of threads. Nothing here knows what a token is.
+document. Everything here is a pure function of the lengths (and of where words and sentences begin), so it is the same
+on every machine and for any number of workers. Nothing here knows what a token is.
+
+    best-fit    long documents are cut to rows; segments are packed by best fit, longest first; then the emptiest rows
+                are taken apart and their documents cut to fill the gaps of the others (`top_up`)
+    in-order    the documents one after the other; what does not fit into a row goes on in the next
 
     n tokens of a document      M ordinary tokens of a segment      M + 2 positions in a row of L
 """
@@ -15,8 +19,29 @@ from numpy.typing import NDArray
 
 SPECIALS = 2
 """[CLS] and [SEP]: positions of every segment that are never hidden."""
+METHODS = ("best-fit", "in-order")
 
 Ints = NDArray[np.int64]
+
+
+class Text(NamedTuple):
+    """A block of documents, as packing sees them: their tokens end to end."""
+
+    sizes: Ints
+    """(N,) tokens of each document."""
+    words: NDArray[np.bool_]
+    """(Σ sizes,) for each token, whether a word begins there."""
+    sentences: NDArray[np.bool_]
+    """(Σ sizes,) whether a sentence does."""
+
+    @property
+    def first(self) -> Ints:
+        """(N,) index of each document's first token."""
+        return np.cumsum(self.sizes) - self.sizes
+
+    def places(self) -> tuple[bytes, bytes]:
+        """Where sentences and where words begin, a byte a token, 0 or 1: the form in which `_stop` searches fast."""
+        return self.sentences.tobytes(), self.words.tobytes()
 
 
 class Segments(NamedTuple):
@@ -42,56 +67,139 @@ class Packing(NamedTuple):
     rows: int
 
 
-def cut(sizes: Ints, begins: NDArray[np.bool_], length: int, shortest: int) -> Segments:
+def cut(text: Text, length: int, shortest: int) -> Segments:
     """Cuts documents into segments of at most L - 2 tokens. A document without tokens gives no segment.
 
-    sizes     (N,) tokens of each document
-    begins    (Σ sizes,) for each token of the documents end to end, whether a word may begin there
     length    L, positions of a row
     shortest  ⌈1/p⌉: a cut leaves no tail with fewer tokens, because nothing of it could be hidden
 
-    A cut moves back to where a word begins, but by no more than L/16 positions: what it gives up is padding, since
-    nothing fits into a gap of one or two. Documents that are short by themselves stay as they are.
+    Documents that are short by themselves stay as they are.
     """
-    room = length - SPECIALS
-    first = np.cumsum(sizes) - sizes
-    cuts = memoryview(_nearest_word(begins, length // 16).data)  # plain ints, fast: each cut depends on the last
-    long_documents, starts, lengths = [], [], []
-    for document in np.flatnonzero(sizes > room).tolist():
+    room, first, places = length - SPECIALS, text.first, text.places()
+    pieces: list[tuple[int, int, int]] = []
+    for document in np.flatnonzero(text.sizes > room).tolist():
         origin = at = int(first[document])
-        end = at + int(sizes[document])
+        end = origin + int(text.sizes[document])
         while at < end:
-            stop = end
-            if end - at > room:
-                stop = min(at + room, max(end - shortest, at + 1))
-                stop = cuts[stop] if cuts[stop] > at else stop
-            long_documents.append(document)
-            starts.append(at - origin)
-            lengths.append(stop - at)
+            stop = _stop(at, end, room, places, length, shortest)
+            pieces.append((document, at - origin, stop - at))
             at = stop
-    whole = np.flatnonzero((sizes > 0) & (sizes <= room))
-    documents = np.concatenate([whole, np.array(long_documents, np.int64)])
-    order = np.argsort(documents, kind="stable")
-    return Segments(
-        documents[order],
-        np.concatenate([np.zeros_like(whole), np.array(starts, np.int64)])[order],
-        np.concatenate([sizes[whole], np.array(lengths, np.int64)])[order],
-    )
+    whole = np.flatnonzero((text.sizes > 0) & (text.sizes <= room))
+    return _in_text_order(np.stack([whole, np.zeros_like(whole), text.sizes[whole]], axis=1), pieces)
 
 
-def _nearest_word(begins: NDArray[np.bool_], slack: int) -> Ints:
-    """For each token the nearest one, at or before it, where a word may begin; itself when that is beyond the slack."""
-    here = np.arange(len(begins), dtype=np.int64)
-    word = np.maximum.accumulate(np.where(begins, here, -1))
-    return np.where((word >= 0) & (here - word <= slack), word, here)
+def _stop(at: int, end: int, room: int, places: tuple[bytes, bytes], length: int, shortest: int) -> int:
+    """Where a segment that begins at `at` ends when it has room for so many tokens, and the text ends at `end`.
+
+    That is the last place where a sentence begins, L/32 positions back at most, else a word, L/16 at most: what a cut
+    gives up is padding, since nothing fits into a gap of a few positions. With L/16 for sentences a third of the cuts
+    at L = 128 come to lie between sentences, not a fifth, but 98.9 % of the rows' positions are full, not 99.5 %.
+    """
+    if end - at <= room:
+        return end
+    stop = min(at + room, max(end - shortest, at + 1))
+    sentences, words = places
+    place = sentences.rfind(1, max(at + shortest, stop - length // 32), stop + 1)
+    if place < 0:
+        place = words.rfind(1, max(at + shortest, stop - length // 16), stop + 1)
+    return place if place >= 0 else stop
 
 
-def pack(lengths: Ints, length: int) -> Packing:
+def _in_text_order(some: Ints, more: list[tuple[int, int, int]]) -> Segments:
+    """Segments from rows of (document, start, length)."""
+    both = np.concatenate([some, np.array(more, np.int64).reshape(-1, 3)])
+    return Segments(*both[np.lexsort((both[:, 1], both[:, 0]))].T)
+
+
+def lay(text: Text, length: int, shortest: int, method: str = "best-fit") -> tuple[Segments, Packing]:
+    """The segments of a block of documents, and where they lie. See `cut` for the numbers, and METHODS."""
+    if method == "in-order":
+        return _in_order(text, length, shortest)
+    segments = cut(text, length, shortest)
+    segments, row_of, rows = top_up(text, segments, *best_fit(segments.length, length), length, shortest)
+    return segments, _laid_out(row_of, segments.length + SPECIALS, rows)
+
+
+def _in_order(text: Text, length: int, shortest: int) -> tuple[Segments, Packing]:
+    least, places = max(shortest, length // 64), text.places()
+    pieces, rows_of = [], []
+    row, used, at = 0, 0, 0
+    for document, size in enumerate(text.sizes.tolist()):
+        origin, end = at, at + size
+        while at < end:
+            room = length - used - SPECIALS
+            if used and (room < min(least, end - at) or room < end - at < 2 * shortest):
+                row, used = row + 1, 0
+                continue
+            stop = _stop(at, end, room, places, length, shortest)
+            pieces.append((document, at - origin, stop - at))
+            rows_of.append(row)
+            used += stop - at + SPECIALS
+            at = stop
+    segments = _in_text_order(np.zeros((0, 3), np.int64), pieces)
+    rows = rows_of[-1] + 1 if rows_of else 0
+    return segments, _laid_out(np.array(rows_of, np.int64), segments.length + SPECIALS, rows)
+
+
+def top_up(
+    text: Text, segments: Segments, row_of: Ints, rows: int, length: int, shortest: int
+) -> tuple[Segments, Ints, int]:
+    """Takes the emptiest rows apart and cuts their segments to fit the largest gaps of the others.
+
+    Best fit needs short segments for what long ones leave, and where all documents have one length there are none:
+    pages of 850 tokens leave 17 % of rows of 1,024 empty. Gaps below L/64 stay. Returns segments, rows, their number.
+    """
+    least = max(shortest, length // 64) + SPECIALS
+    gap = length - np.bincount(row_of, segments.length + SPECIALS, rows).astype(np.int64)
+    emptiest = np.argsort(-gap, kind="stable")
+    fillable = np.where(gap >= least, gap, 0)[emptiest]
+    donors = int(np.count_nonzero(np.cumsum(length - gap[emptiest]) <= fillable.sum() - np.cumsum(fillable)))
+    apart = np.isin(row_of, emptiest[:donors])
+    targets = [row for row in emptiest[donors:].tolist() if gap[row] >= least]
+    given = np.stack([column[apart] for column in segments], axis=1)
+    pieces, rows_of = _fit(text, given, targets, gap.tolist(), least, length, shortest)
+    left = np.array(rows_of, np.int64) < 0
+    lengths = np.array([size for _, _, size in pieces], np.int64)
+    if not donors or (more := best_fit(lengths[left], length))[1] >= donors:
+        return segments, row_of, rows
+    all_rows = np.concatenate([row_of[~apart], rows_of])
+    all_rows[len(all_rows) - len(left) :][left] = rows + more[0]
+    both = np.concatenate([np.stack([column[~apart] for column in segments], axis=1), np.array(pieces, np.int64)])
+    order = np.lexsort((both[:, 1], both[:, 0]))
+    numbers, compact = np.unique(all_rows[order], return_inverse=True)
+    return Segments(*both[order].T), compact, len(numbers)
+
+
+def _fit(
+    text: Text, given: Ints, targets: list[int], gap: list[int], least: int, length: int, shortest: int
+) -> tuple[list[tuple[int, int, int]], list[int]]:
+    """Cuts segments, rows of (document, start, length), to fit the gaps of the targets; -1 where none is left."""
+    first, places = text.first, text.places()
+    pieces, rows_of, target = [], [], 0
+    for document, start, size in given.tolist():
+        origin = int(first[document])
+        at, end = origin + start, origin + start + size
+        while at < end:
+            row = targets[target] if target < len(targets) else -1
+            if row >= 0 and gap[row] - SPECIALS < end - at < 2 * shortest:
+                row = -1  # too short for two pieces
+            stop = end if row < 0 else _stop(at, end, gap[row] - SPECIALS, places, length, shortest)
+            pieces.append((document, at - origin, stop - at))
+            rows_of.append(row)
+            at = stop
+            if row >= 0:
+                gap[row] -= pieces[-1][2] + SPECIALS
+                target += gap[row] < least
+    return pieces, rows_of
+
+
+def best_fit(lengths: Ints, length: int) -> tuple[Ints, int]:
     """Best fit, longest first: each segment goes to the row where it leaves the smallest gap.
 
     lengths  (S,) ordinary tokens of each segment, 1 <= M <= L - 2
     length   L
 
+    Returns the row of each segment (S,), and how many rows there are.
     Segments of one length, and rows with one gap, are interchangeable: so both are kept in buckets and moved many at a
     time, and the work grows with the number of different gaps, not with S (histogram packing, Krell et al. 2021,
     arXiv 2107.02027, with best fit instead of shortest pack first).
@@ -129,7 +237,7 @@ def pack(lengths: Ints, length: int) -> Packing:
                     if left not in open_rows:
                         insort(gaps, left)
                     open_rows.setdefault(left, []).append(numbers)
-    return _laid_out(row_of, positions, rows)
+    return row_of, rows
 
 
 def _laid_out(row_of: Ints, positions: Ints, rows: int) -> Packing:
@@ -168,6 +276,7 @@ def fill(
     source = first[segments.document[packing.order]] + segments.start[packing.order]
     rows[target] = cls
     rows[target + size + 1] = sep
-    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-    rows[np.repeat(target + 1, size) + within] = tokens[np.repeat(source, size) + within]
+    # a loop over slices: index arrays of all tokens, eight bytes each, take eight times as long
+    for begin, origin, tokens_ in zip((target + 1).tolist(), source.tolist(), size.tolist(), strict=True):
+        rows[begin : begin + tokens_] = tokens[origin : origin + tokens_]
     return rows.reshape(packing.rows, length)

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .errors import InterruptedRun, MaskmillError, UsageError
 from .hardware import compute_dtype, device_kind, thread_count
 from .journal import SPOOL
 from .progress import say
+from .rates import MaskRates
 
 STAGE = "pretrain"
 VERSION = 1
@@ -76,6 +77,8 @@ class PretrainConfig:
     """Rows of L tokens in an optimiser step."""
     micro_rows: int = 0
     """Rows at a time on the device; 0 takes the whole step at once. Less memory, the same gradient."""
+    mask_rates: MaskRates = field(default_factory=MaskRates)
+    """The mask rate over the run; by default that of the shards all along."""
     tokens: int = 2_400_000
     """Budget in ordinary tokens, rounded up to whole steps."""
     steps: int = 0
@@ -141,10 +144,13 @@ def pretrain(
             a resume it gets the lines from before as well: whoever ships them knows what has arrived. Lines of a call
             that fails come again with the next; a failure never disturbs training.
     Raises:
+        UsageError: the shards were made with another vocabulary.
         InterruptedRun: stopped by a signal; the same call goes on.
         NumericError, MemoryExhausted, DiskFullError, DataError: as they say.
     """
+    _check_vocabulary(vocabulary, shards)
     this = identity(config, vocabulary.digest, shards.digest)
+    settings = [dict(this.config), {"vocabulary": vocabulary.digest}]  # a checkpoint knows the shards by its position
 
     def build(workspace: Workspace) -> Built:
         job = {
@@ -154,12 +160,22 @@ def pretrain(
             "shards": str(shards.folder.absolute()),
             "inputs": dict(this.inputs),
             "config": {**this.config, "checkpoint_every": config.checkpoint_every},
-            "run": digest_of([dict(this.config), dict(this.inputs)]),
+            "run": digest_of(settings),
             "parent": os.getpid(),
         }
         return _train(job, workspace, Spool(workspace.folder / SPOOL, on_metrics))
 
     return store.make(this, build, libraries=("torch", "safetensors", "numpy"))
+
+
+def _check_vocabulary(vocabulary: Manifest, shards: Manifest) -> None:
+    """Token ids of another vocabulary train without an error, to nonsense. Shards written by hand may not say."""
+    made_with = shards.identity.inputs.get("vocabulary", vocabulary.digest)
+    if made_with != vocabulary.digest:
+        raise UsageError(
+            f"pretrain: the shards {shards.digest[:12]} were made with the vocabulary {made_with[:12]}, and this is "
+            f"{vocabulary.digest[:12]}; give the vocabulary that they were made with, or make the shards again."
+        )
 
 
 class Spool:

@@ -1,15 +1,17 @@
 """The file of a shard: one Arrow IPC file, uncompressed, one record batch: in a memory map a column is an array.
 
-tokens           fixed_size_list<uint16 | uint32, L>     uint16 iff the vocabulary fits
-sequence         uint64                                  global id of the row in its split
-segment_lengths  list<uint16>                            specials included: M + 2
-documents        list<uint32>                            of each segment, the document's index in the split
-starts           list<uint32>                            of each segment, its first token's offset in the document
-draw_0 …         fixed_size_binary(L / 8)                draws of 𝓜, position j at bit j % 8 of byte j // 8
+tokens       fixed_size_list<uint16 | uint32, L>     uint16 iff the vocabulary fits
+sequence     uint64                                  global id of the row in its split
+segments     list<struct>                            of each row, its segments; ten bytes for each:
+  length       uint16                                  specials included: M + 2
+  document     uint32                                  the document's index in the split
+  start        uint32                                  its first token's offset in the document
+draw_0 …     fixed_size_binary(L / 8)                draws of 𝓜, position j at bit j % 8 of byte j // 8
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,38 +19,90 @@ from numpy.typing import NDArray
 
 from . import masking
 from .errors import DataError
+from .masking import Policy
 from .packing import SPECIALS, Packing, Segments
+from .words import word_begins
 
 ROWS_AT_ONCE = 4096
 """Rows whose masks are drawn together: bounds the memory of their 64-bit keys."""
 
 
-def table(rows: NDArray[np.int32], segments: Segments, packed: Packing, first: int, vocabulary: int) -> pa.RecordBatch:
+class Masks(NamedTuple):
+    """What a split's draws of 𝓜 are a function of, beside the address."""
+
+    seed: int
+    rate: str
+    """Mask rate p."""
+    policy: Policy
+    words_V: NDArray[np.uint8]
+    """The vocabulary's table (words.py), which says where words begin."""
+
+    def draw(
+        self,
+        number: int,
+        sequence: NDArray[np.uint64],
+        lengths: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        tokens_RL: NDArray[Any],
+        rate: str = "",
+    ) -> NDArray[np.bool_]:
+        """Draw `number` of 𝓜 for some rows, at another rate where one is given: bool (R, L). See `masking.draw`."""
+        begins_RL = word_begins(self.words_V, tokens_RL) if self.policy.of_words else None
+        layout = lengths, offsets, tokens_RL.shape[1], rate or self.rate
+        return masking.draw(self.seed, number, sequence, *layout, self.policy, begins_RL)
+
+
+def table(rows: NDArray[np.int32], segments: Segments, packed: Packing, vocabulary: int) -> pa.RecordBatch:
     """The columns of a block of rows that do not depend on where the block stands in its split.
 
-    rows  (R, L) tokens;  first  index, in the split, of the block's first document;  vocabulary  V
+    rows  (R, L) tokens;  vocabulary  V
     """
     offsets = np.searchsorted(packed.row, np.arange(packed.rows + 1))
     width = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     columns = {
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1).astype(width)), rows.shape[1]),
-        "segment_lengths": _list(offsets, segments.length[packed.order] + SPECIALS, np.uint16),
-        "documents": _list(offsets, segments.document[packed.order] + first, np.uint32),
-        "starts": _list(offsets, segments.start[packed.order], np.uint32),
+        "segments": _records(
+            offsets,
+            segments.length[packed.order] + SPECIALS,
+            segments.document[packed.order],
+            segments.start[packed.order],
+        ),
     }
     return pa.record_batch(columns)
 
 
-def numbered(block: pa.RecordBatch, first: int, draws_K: list[NDArray[np.uint8]]) -> pa.RecordBatch:
-    """A block with its sequence ids, counted from `first`, and its stored draws, each (R, L / 8)."""
-    columns = dict(zip(block.schema.names, block.columns, strict=True))
-    sequence = pa.array(np.arange(first, first + block.num_rows, dtype=np.uint64))
-    stored = {f"draw_{number}": _fixed_binary(bits) for number, bits in enumerate(draws_K)}
-    return pa.record_batch({"tokens": columns.pop("tokens"), "sequence": sequence, **columns, **stored})
+def _records(offsets: NDArray[Any], length: NDArray[Any], document: NDArray[Any], start: NDArray[Any]) -> pa.ListArray:
+    columns = [length.astype(np.uint16), document.astype(np.uint32), start.astype(np.uint32)]
+    records = pa.StructArray.from_arrays([pa.array(column) for column in columns], ["length", "document", "start"])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), records)
 
 
-def _list(offsets: NDArray[np.int64], values: NDArray[np.int64], width: type) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values.astype(width)))
+def joined(blocks: list[pa.RecordBatch], first_documents: list[int], first: int) -> pa.RecordBatch:
+    """Blocks one after the other, with sequence ids counted from `first`, and documents from the split's first one.
+
+    first_documents  of each block, the index in the split of its first document
+    """
+    tokens = np.concatenate([tokens_of(block) for block in blocks])
+    parts = [block.column("segments") for block in blocks]
+    counts = np.concatenate([np.diff(part.offsets.to_numpy()) for part in parts])
+    columns = [
+        np.concatenate([part.values.field(name).to_numpy() for part in parts])
+        for name in ("length", "document", "start")
+    ]
+    columns[1] = columns[1] + np.repeat(first_documents, [len(part.values) for part in parts]).astype(np.uint32)
+    return pa.record_batch(
+        {
+            "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1]),
+            "sequence": pa.array(np.arange(first, first + len(tokens), dtype=np.uint64)),
+            "segments": _records(np.cumsum([0, *counts]), *columns),
+        }
+    )
+
+
+def with_draws(rows: pa.RecordBatch, draws_K: list[NDArray[np.uint8]]) -> pa.RecordBatch:
+    """Rows with their stored draws, each (R, L / 8)."""
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    return pa.record_batch(columns | {f"draw_{number}": _fixed_binary(bits) for number, bits in enumerate(draws_K)})
 
 
 def _fixed_binary(bits: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
@@ -76,9 +130,17 @@ def read(path: Path) -> pa.RecordBatch:
 
 def segments_of(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Segment lengths with specials, row after row (S,), and where each row begins in them (R + 1,)."""
-    column = batch.column("segment_lengths")
+    column = batch.column("segments")
     offsets = column.offsets.to_numpy().astype(np.int64)
-    return column.values.to_numpy().astype(np.int64)[offsets[0] : offsets[-1]], offsets - offsets[0]
+    lengths = column.values.field("length").to_numpy().astype(np.int64)[offsets[0] : offsets[-1]]
+    return lengths, offsets - offsets[0]
+
+
+def tokens_of(batch: pa.RecordBatch) -> NDArray[Any]:
+    """Token ids as in the memory map: uint16 or uint32 (R, L)."""
+    column = batch.column("tokens")
+    length = column.type.list_size
+    return column.values.to_numpy().reshape(-1, length)[column.offset :][: len(column)]
 
 
 def stored_draw(batch: pa.RecordBatch, number: int, length: int) -> NDArray[np.uint8]:
@@ -87,18 +149,12 @@ def stored_draw(batch: pa.RecordBatch, number: int, length: int) -> NDArray[np.u
     return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, length // 8)[column.offset :][: len(column)]
 
 
-def draw(
-    seed: int,
-    number: int,
-    sequence: NDArray[np.uint64],
-    lengths: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    length: int,
-    rate: str,
-) -> Iterator[NDArray[np.uint8]]:
-    """One draw of 𝓜 for many rows, as stored: uint8 (R, L / 8), ROWS_AT_ONCE rows at a time. See `masking.draw`."""
-    for first in range(0, len(sequence), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        bounds = offsets[first : first + ROWS_AT_ONCE + 1]
+def draw(batch: pa.RecordBatch, masks: Masks, number: int) -> Iterator[NDArray[np.uint8]]:
+    """One draw of 𝓜 of a shard, as stored: uint8 (R, L / 8), ROWS_AT_ONCE rows at a time. See `masking.draw`."""
+    lengths, offsets = segments_of(batch)
+    tokens_RL, sequence_R = tokens_of(batch), batch.column("sequence").to_numpy()
+    for at in range(0, batch.num_rows, ROWS_AT_ONCE):
+        bounds = offsets[at : at + ROWS_AT_ONCE + 1]
         own = lengths[bounds[0] : bounds[-1]]
-        yield masking.pack_bits(masking.draw(seed, number, sequence[rows], own, bounds - bounds[0], length, rate))
+        sequence, tokens = sequence_R[at : at + ROWS_AT_ONCE], tokens_RL[at : at + ROWS_AT_ONCE]
+        yield masking.pack_bits(masks.draw(number, sequence, own, bounds - bounds[0], tokens))

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import masking
 from .batches import Batch, ShardReader, frozen_batch
 from .encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise
 from .stock import load_stock
@@ -82,12 +83,15 @@ def model_scorer(model: MaskedLanguageModel) -> Scorer:
     return logits
 
 
-def unigram_scorer(counts_V: np.ndarray, ordinary_ids: Sequence[int]) -> Scorer:
-    """The same answer everywhere: log((count + 1) / Σ(count + 1)) over ordinary tokens (add-one smoothing)."""
-    first, end = ordinary_ids
-    smoothed = torch.from_numpy(counts_V[first:end].astype(np.float64)) + 1.0
+def unigram_scorer(counts_V: np.ndarray, ordinary: Sequence[Sequence[int]]) -> Scorer:
+    """The same answer everywhere: log((count + 1) / Σ(count + 1)) over ordinary tokens (add-one smoothing).
+
+    ordinary    half-open ranges of ids, as the shards' facts name them; every other id has probability 0
+    """
+    ids = masking.ids_in(ordinary)
+    smoothed = torch.from_numpy(counts_V[ids].astype(np.float64)) + 1.0
     log_p_V = torch.full((len(counts_V),), -torch.inf)
-    log_p_V[first:end] = (smoothed / smoothed.sum()).log().float()
+    log_p_V[torch.from_numpy(ids)] = (smoothed / smoothed.sum()).log().float()
     return lambda tokens_BL, segment_ids_BL, masked_M: log_p_V.expand(len(masked_M), -1)
 
 

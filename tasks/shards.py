@@ -1,39 +1,52 @@
 """Shards: rows of tokens, and the masks as data.
 
-    block       a run of documents of one split, encoded and packed by itself: the unit that a killed run keeps
-    shard       the file of a block's rows (see rows.py), with their global sequence ids and K draws of 𝓜
+    corpus ─► spans ─► encoding.py: encode, cut, pack ─► draws.py: sequence ids, K draws of 𝓜 ─► train-00000.arrow …
+              spans.py     a span of documents is a unit       a shard is a unit                     rows.py
 
-First every block is encoded and packed, in any order; then sequence ids are counted through and the shards are written.
-So the bytes depend on the texts and the config only. A draw depends on (seed, draw, sequence id, position) only, hence
-`verify_masks` can prove every stored one.
+First every span is encoded and packed, in any order; then rows are counted through, and the shards are written. So the
+bytes depend on the texts and the config only, for any number of workers, any kind of pool and either engine.
 """
 
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from . import masking, packing
-from .artifacts import Built, Identity, Manifest, Store, Workspace, finish_unit, finished_unit, save_array
+from . import draws, encoding, engines, masking, packing
+from .artifacts import Built, Identity, Manifest, Store, Workspace, save_array
+from .draws import verify_masks
+from .encoding import ParityError
 from .errors import DataError, UsageError
-from .progress import progress
-from .rows import draw, numbered, read, segments_of, stored_draw, table, write
-from .tokens import SPLITS, Block, blocks, encode, open_for_text, texts_of, word_begins
+from .hardware import thread_count
+from .masking import Policy
+from .parallel import Pool, in_order, processes
+from .progress import progress, say
+from .spans import Span, in_batches, read_span, spans
+from .tokens import SPLITS, texts_of
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+__all__ = ["STAGE", "VERSION", "ShardsConfig", "identity", "shards", "verify_masks"]
 
 STAGE = "shards"
-VERSION = 1
+VERSION = 2
 LONGEST = 65528
 """Segment lengths are stored in 16 bits."""
+NOT_IDENTITY = {"workers"}
+SMALL_BYTES = 8 << 20
+"""Less text than this is worked in this process: starting others would take longer."""
+UNDER_TRAINED = 100
+"""An id that occurs more rarely in the train split will hardly be learnt."""
+PARITY_BYTES = 256 << 10
+"""Text that a fast engine is tried on before it is used."""
+
+Done: TypeAlias = tuple[encoding.Job, dict[str, dict[str, int]]]
+"""A span's job, and the books of each split."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,20 @@ class ShardsConfig:
     """K, stored draws of 𝓜; later epochs draw theirs by the same rule."""
     seed: int = 0
     """Of the draws of the train split; validation and test have a frozen one."""
+    policy: str = "uniform"
+    """Which tokens are hidden together: "uniform" (each by itself), "whole-word" or "span"."""
+    span: int = 3
+    """Mean length of a span, in tokens; lengths are geometric. For the policy "span" only."""
     corruption: str = "mask"
     """What stands at a hidden position: "mask" ([MASK] always) or "80/10/10" (BERT's)."""
-    block_bytes: int = 32 << 20
-    """Text of one shard, about. A shard is made in memory, some five times this."""
+    packing: str = "best-fit"
+    """How documents come into rows: "best-fit", or "in-order" (neighbours stay neighbours, more of them are cut)."""
+    block_bytes: int = 8 << 20
+    """Text that is encoded and packed at a time, about; a worker needs some fifteen times this."""
+    shard_bytes: int = 64 << 20
+    """Text of a shard, about."""
+    workers: int = 0
+    """Processes; 0 takes one per core. Does not change the result."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", masking.spelling(self.rate))
@@ -60,56 +83,235 @@ class ShardsConfig:
             (self.length < least, "length", f"at least {least}: [CLS], [SEP] and ⌈1/p⌉ tokens"),
             (self.draws < 1, "draws", "1 or more"),
             (not 0 <= self.seed < 1 << 64, "seed", "a number from 0 to 2^64 - 1"),
+            (self.policy not in masking.POLICIES, "policy", ", ".join(masking.POLICIES)),
+            (not 1 <= self.span <= LONGEST, "span", f"1 to {LONGEST}"),
             (self.corruption not in ("mask", "80/10/10"), "corruption", 'mask or "80/10/10"'),
-            (self.block_bytes < 1, "block_bytes", "1 or more, such as 33554432"),
+            (self.packing not in packing.METHODS, "packing", " or ".join(packing.METHODS)),
+            (self.block_bytes < 1, "block_bytes", f"1 or more, such as {8 << 20}"),
+            (self.shard_bytes < 1, "shard_bytes", f"1 or more, such as {64 << 20}"),
+            (self.workers < 0, "workers", "0 for one per core, or a number"),
         ]
         for wrong, key, remedy in refuse:
             if wrong:
                 raise UsageError(f"shards.{key} is {getattr(self, key)!r}; use {remedy}.")
 
+    @property
+    def shortest(self) -> int:
+        """⌈1/p⌉: of a shorter segment nothing is hidden."""
+        p = masking.fraction(self.rate)
+        return -(-p.denominator // p.numerator)
+
 
 def identity(config: ShardsConfig, corpus_digest: str, vocabulary_digest: str) -> Identity:
     """What the shards are a function of."""
-    return Identity(STAGE, VERSION, asdict(config), {"corpus": corpus_digest, "vocabulary": vocabulary_digest})
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_IDENTITY}
+    return Identity(STAGE, VERSION, settings, {"corpus": corpus_digest, "vocabulary": vocabulary_digest})
 
 
-def shards(config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, store: Store) -> tuple[Manifest, bool]:
+def shards(
+    config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, store: Store, pool: Pool | None = None
+) -> tuple[Manifest, bool]:
     """The stage. Second value: found, not made.
+
+    pool    where documents are encoded and masks drawn; None for processes of its own
 
     Every document is kept whole, an empty one as no segment; a document of one token is a segment like any other.
     Raises UsageError when a split has no row, DataError when the books do not balance or a file is damaged.
     """
 
     def build(workspace: Workspace) -> Built:
-        for split in SPLITS:
-            _refuse_empty(split, texts_of(corpus, split))
-        started = time.monotonic()
-        receipts = _make_blocks(config, corpus, vocabulary, workspace.scratch)
-        encoded = time.monotonic()
-        splits = _make_shards(config, vocabulary, workspace, receipts)
-        _save_unigrams(workspace.folder, vocabulary.facts["size"], splits["train"]["files"])
-        counts = _balance(corpus, receipts, splits)
-        positions = sum(split["rows"] for split in splits.values()) * config.length
-        facts = {
-            "length": config.length,
-            "rate": config.rate,
-            "draws": config.draws,
-            "seed": config.seed,
-            "corruption": config.corruption,
-            "sampler": masking.SAMPLER,
-            "vocabulary": {key: vocabulary.facts[key] for key in ("size", "special_ids", "ordinary")},
-            "fill_rate": round((counts["tokens"] + packing.SPECIALS * counts["segments"]) / positions, 6),
-            "splits": splits,
-        }
-        return Built(counts, facts, {"seconds_encode": encoded - started, "seconds_masks": time.monotonic() - encoded})
+        return _Making(config, corpus, vocabulary, workspace).make(pool)
 
     wanted = identity(config, corpus.digest, vocabulary.digest)
     return store.make(wanted, build, libraries=("tokenizers", "pyarrow", "numpy"))
 
 
-def seed_of(split: str, seed: int) -> int:
-    """The seed of a split's draws: the config's for train, a frozen one for what models are judged by."""
-    return seed if split == "train" else masking.EVALUATION_SEED
+class _Making:
+    """One making of shards."""
+
+    def __init__(self, config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, work: Workspace) -> None:
+        self.config, self.corpus, self.work = config, corpus, work
+        self.facts = vocabulary.facts
+        self.tokenizer, self.words = (vocabulary.whole(name) for name in ("tokenizer.json", "words.npy"))
+        self.engine = engines.REFERENCE
+        self.alone = True
+
+    def make(self, pool: Pool | None) -> Built:
+        for split in SPLITS:
+            _refuse_empty(split, texts_of(self.corpus, split))
+        started = time.monotonic()
+        found = spans(self.corpus, self.config.block_bytes)
+        with ExitStack() as stack:
+            workers = self._workers(found)
+            if pool is None or not workers:  # to start a cluster would take longer than the work
+                pool = stack.enter_context(processes(workers))
+            self.alone = pool is None
+            done = self._rows(found, pool)
+            encoded = time.monotonic()
+            splits, seconds = self._shards(done, pool)
+        unigrams = self._save_tables(done)
+        counts = self._balance(done, splits)
+        positions = sum(split["rows"] for split in splits.values()) * self.config.length
+        full = counts["tokens"] + packing.SPECIALS * counts["segments"]
+        facts = {
+            **{name: value for name, value in asdict(self.config).items() if name not in NOT_IDENTITY},
+            "sampler": masking.SAMPLER,
+            "vocabulary": {key: self.facts[key] for key in ("size", "special_ids", "ordinary")},
+            "fill_rate": round(full / positions, 6),
+            "cut_rate": round(counts["documents_cut"] / max(counts["documents"], 1), 6),
+            **_rare(unigrams, masking.ids_in(self.facts["ordinary"])),
+            "splits": splits,
+        }
+        measured = {"engine": self.engine, "seconds_encode": encoded - started, "cpu_seconds_draws": seconds}
+        return Built(counts, facts, measured | {"seconds_masks": time.monotonic() - encoded})
+
+    def _workers(self, found: list[Span]) -> int:
+        small = self.corpus.counts.get("bytes_kept", SMALL_BYTES) < SMALL_BYTES or len(found) < 2
+        wanted = self.config.workers or thread_count()
+        return 0 if small or wanted == 1 else min(wanted, len(found))
+
+    # First pass: spans of documents become blocks of rows.
+
+    def _rows(self, found: list[Span], pool: Pool | None) -> list[Done]:
+        """The spans' jobs and receipts, in order. Where the fast engine is not equal after all, all is made again."""
+        self.engine, why = engines.choose(self.tokenizer, self._sample(found))
+        if engines.installed():
+            say(f"{STAGE:<10}  engine {self.engine}: {why}")
+        try:
+            return self._encode(found, pool)
+        except ParityError as error:
+            say(f"{STAGE:<10}  {error} All spans are encoded again by {engines.REFERENCE}.")
+            self.engine = engines.REFERENCE
+            return self._encode(found, pool)
+
+    def _encode(self, found: list[Span], pool: Pool | None) -> list[Done]:
+        done = []
+        with progress(STAGE, sum(texts_of(self.corpus, split) for split in SPLITS), "documents") as bar:
+            for job, receipt in in_order(map(self._job, found), encoding.make_rows, pool):
+                done.append((job, receipt["splits"]))
+                bar.advance(sum(books["documents"] for books in receipt["splits"].values()))
+        return done
+
+    def _job(self, span: Span) -> encoding.Job:
+        return encoding.Job(
+            span,
+            str(self.work.scratch),
+            self.engine,
+            str(self.tokenizer),
+            str(self.words),
+            self.facts["size"],
+            dict(self.facts["special_ids"]),
+            self.config.length,
+            self.config.shortest,
+            self.config.packing,
+            self.alone,
+        )
+
+    def _sample(self, found: list[Span]) -> Iterator[str]:
+        """Documents from the beginning of the corpus, PARITY_BYTES of them."""
+        held = 0
+        for texts in read_span(found[0]).values() if engines.installed() and found else ():
+            for text in (text for some in in_batches(texts) for text in some):
+                if held > PARITY_BYTES:
+                    return
+                held += len(text)
+                yield text[:PARITY_BYTES]
+
+    # Second pass: rows get their global sequence ids and their masks.
+
+    def _shards(self, done: list[Done], pool: Pool | None) -> tuple[dict[str, Any], float]:
+        """Writes the shards. Returns facts["splits"], and the CPU seconds that the draws took."""
+        splits: dict[str, dict[str, Any]] = {split: {"rows": 0, "files": []} for split in SPLITS}
+        jobs = [job for split in SPLITS for job in self._shard_jobs(split, done)]
+        seconds = 0.0
+        with progress("masks", sum(books["rows"] for _, receipt in done for books in receipt.values()), "rows") as bar:
+            for job, books in in_order(jobs, draws.make_shard, pool):
+                split = splits[job.name.partition("-")[0]]
+                split["files"].append({"name": job.name, "rows": books["rows"], "first_sequence": job.first})
+                for key in ("rows", "segments", "tokens", "masked", "segments_without_mask"):
+                    split[key] = split.get(key, 0) + books[key]
+                seconds += books["seconds"]
+                bar.advance(books["rows"])
+        for name, facts in splits.items():  # all are there: only now may a receipt lose its file
+            _refuse_empty(name, facts["rows"])
+            for entry in facts["files"]:
+                os.replace(self.work.scratch / entry["name"], self.work.folder / entry["name"])
+        return splits, seconds
+
+    def _shard_jobs(self, split: str, done: list[Done]) -> Iterator[draws.Job]:
+        """Shards of consecutive blocks, as many as have about `shard_bytes` of text together."""
+        seed, policy = masking.seed_of(split, self.config.seed), Policy(self.config.policy, self.config.span)
+        fixed: dict[str, Any] = {"scratch": str(self.work.scratch), "seed": seed, "policy": policy}
+        number, first, document = 0, 0, 0
+        for some in _grouped([(job, receipt[split]) for job, receipt in done], self.config.shard_bytes):
+            documents = [books["documents"] for _, books in some]
+            firsts = tuple(document + sum(documents[:at]) for at in range(len(some)))
+            blocks = [(job.block(split), at) for (job, books), at in zip(some, firsts, strict=True) if books["rows"]]
+            if blocks:
+                yield draws.Job(
+                    name=f"{split}-{number:05d}.arrow",
+                    blocks=tuple(block for block, _ in blocks),
+                    first_documents=tuple(at for _, at in blocks),
+                    first=first,
+                    rate=self.config.rate,
+                    draws=self.config.draws,
+                    words=str(self.words),
+                    **fixed,
+                )
+                number, first = number + 1, first + sum(books["rows"] for _, books in some)
+            document += sum(documents)
+
+    # The books.
+
+    def _save_tables(self, done: list[Done]) -> NDArray[np.int64]:
+        """unigrams.npy: how often each id occurs in the train split, int64 (V,); words.npy: the vocabulary's."""
+        unigrams = np.zeros(self.facts["size"], np.int64)
+        for job, _ in done:
+            unigrams += np.load(self.work.scratch / job.unigrams, allow_pickle=False)
+        save_array(self.work.folder / "unigrams.npy", unigrams)
+        shutil.copyfile(self.words, self.work.folder / "words.npy")
+        return unigrams
+
+    def _balance(self, done: list[Done], splits: dict[str, Any]) -> dict[str, int]:
+        """The stage's books. Raises DataError when a document or a token is missing or too many."""
+        counts: Counter[str] = Counter()
+        for split in SPLITS:
+            sums: Counter[str] = Counter()
+            for _, receipt in done:
+                sums.update(receipt[split])
+            pairs = [
+                ("documents", texts_of(self.corpus, split), sums["documents"]),
+                ("tokens", sums["tokens"], splits[split]["tokens"]),
+            ]
+            for what, came, kept in pairs:
+                if came != kept:
+                    raise DataError(
+                        f"The books of shards do not balance: {came} {what} came into the {split} split, {kept} are in "
+                        "its rows; run `maskmill verify corpus`."
+                    )
+            counts.update(sums)
+            counts[f"documents_{split}"], counts[f"tokens_{split}"] = sums["documents"], sums["tokens"]
+        return dict(counts)
+
+
+def _grouped(blocks: list[tuple[encoding.Job, dict[str, int]]], bytes_each: int) -> Iterator[list[Any]]:
+    """Runs of blocks of about so much text; a larger block alone."""
+    some: list[Any] = []
+    held = 0
+    for block in blocks:
+        if some and held + block[1]["bytes"] > bytes_each:
+            yield some
+            some, held = [], 0
+        some.append(block)
+        held += block[1]["bytes"]
+    if some:
+        yield some
+
+
+def _rare(unigrams_V: NDArray[np.int64], ordinary: NDArray[np.int64]) -> dict[str, int]:
+    """Ids that a text can have, but that the train split has never, or too rarely to be learnt."""
+    counts = unigrams_V[ordinary]
+    return {"ids_unused": int((counts == 0).sum()), "ids_under_trained": int((counts < UNDER_TRAINED).sum())}
 
 
 def _refuse_empty(split: str, rows: int) -> None:
@@ -118,194 +320,3 @@ def _refuse_empty(split: str, rows: int) -> None:
             f"The {split} split has nothing to make a row of; add documents to the sources, or give that split a "
             "larger share of the corpus."
         )
-
-
-# First pass: blocks of documents become blocks of rows.
-
-
-def _make_blocks(
-    config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, scratch: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """Encodes and packs what a killed run has not finished. Returns each split's receipts, in order."""
-    receipts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    tokenizer = open_for_text(vocabulary.whole("tokenizer.json"))
-    begins = word_begins(tokenizer)
-    total = sum(texts_of(corpus, split) for split in SPLITS)
-    with progress(STAGE, total, "documents") as bar:
-        for block in blocks(corpus, config.block_bytes):
-            name = f"block-{block.split}-{block.number:05d}"
-            receipt = finished_unit(scratch, name)
-            if receipt is None:
-                tokens, sizes = _encode(tokenizer, block, bar.advance)
-                rows, facts = _pack(config, vocabulary.facts, begins, block.first, tokens, sizes)
-                write(scratch / f"{name}.arrow", rows)
-                receipt = finish_unit(scratch, name, [scratch / f"{name}.arrow"], facts)
-            else:
-                bar.advance(len(block))
-            receipts[block.split].append(receipt | {"name": name})
-    return receipts
-
-
-def _encode(tokenizer: "Tokenizer", block: Block, advance: Any) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The tokens of a block's documents, end to end, and how many each has."""
-    tokens, sizes = [], []
-    for texts in block.batches():
-        some, of_each = encode(tokenizer, texts)
-        tokens.append(some)
-        sizes.append(of_each)
-        advance(len(texts))
-    return np.concatenate(tokens), np.concatenate(sizes)
-
-
-def _pack(
-    config: ShardsConfig,
-    vocabulary: Any,
-    begins: NDArray[np.bool_],
-    first: int,
-    tokens: NDArray[np.int32],
-    sizes: NDArray[np.int64],
-) -> tuple[pa.RecordBatch, dict[str, int]]:
-    """A block's rows, still without sequence ids and masks, and its books."""
-    p = masking.fraction(config.rate)
-    segments = packing.cut(sizes, begins[tokens], config.length, -(-p.denominator // p.numerator))
-    packed = packing.pack(segments.length, config.length)
-    special = vocabulary["special_ids"]
-    ids = special["cls"], special["sep"], special["pad"]
-    rows = packing.fill(tokens, np.cumsum(sizes) - sizes, segments, packed, config.length, ids)
-    kept = int((rows >= vocabulary["ordinary"][0]).sum())
-    if kept != len(tokens):
-        raise DataError(f"The books of shards do not balance: {len(tokens)} tokens came in, {kept} lie in rows.")
-    facts = {
-        "rows": packed.rows,
-        "segments": len(segments.length),
-        "tokens": int(segments.length.sum()),
-        "documents": len(sizes),
-        "documents_without_tokens": int((sizes == 0).sum()),
-        "documents_of_one_token": int((sizes == 1).sum()),
-        "documents_cut": int((sizes > config.length - packing.SPECIALS).sum()),
-    }
-    return table(rows, segments, packed, first, vocabulary["size"]), facts
-
-
-# Second pass: rows get their global sequence ids and their masks.
-
-
-def _make_shards(
-    config: ShardsConfig, vocabulary: Manifest, workspace: Workspace, receipts: dict[str, list[dict[str, Any]]]
-) -> dict[str, Any]:
-    """Writes the shards. Returns facts["splits"]."""
-    splits: dict[str, dict[str, Any]] = {}
-    total = sum(receipt["rows"] for some in receipts.values() for receipt in some)
-    with progress("masks", total, "rows") as bar:
-        for split, some in receipts.items():
-            files, sums, first = [], Counter[str](), 0
-            for number, receipt in enumerate(some):
-                if not receipt["rows"]:
-                    continue
-                name = f"{split}-{number:05d}.arrow"
-                block = workspace.scratch / f"{receipt['name']}.arrow"
-                sums.update(_make_shard(config, split, first, block, workspace.scratch, name))
-                files.append({"name": name, "rows": receipt["rows"], "first_sequence": first})
-                first += receipt["rows"]
-                bar.advance(receipt["rows"])
-            _refuse_empty(split, first)
-            splits[split] = {"rows": first, **sums, "files": files}
-    for facts in splits.values():  # all are there: only now may a receipt lose its file
-        for entry in facts["files"]:
-            os.replace(workspace.scratch / entry["name"], workspace.folder / entry["name"])
-    return splits
-
-
-def _make_shard(config: ShardsConfig, split: str, first: int, block: Path, scratch: Path, name: str) -> dict[str, int]:
-    found = finished_unit(scratch, name)
-    if found is not None:
-        return found
-    rows = read(block)
-    lengths, offsets = segments_of(rows)
-    sequence = np.arange(first, first + rows.num_rows, dtype=np.uint64)
-    seed = seed_of(split, config.seed)
-    draws_K = [
-        np.concatenate(list(draw(seed, number, sequence, lengths, offsets, config.length, config.rate)))
-        for number in range(config.draws)
-    ]
-    write(scratch / name, numbered(rows, first, draws_K))
-    hidden_S = masking.count(lengths - packing.SPECIALS, config.rate)
-    facts = {
-        "segments": len(lengths),
-        "tokens": int((lengths - packing.SPECIALS).sum()),
-        "masked": int(hidden_S.sum()),
-        "segments_without_mask": int((hidden_S == 0).sum()),
-    }
-    return finish_unit(scratch, name, [scratch / name], facts)
-
-
-def _save_unigrams(folder: Path, size: int, files: list[dict[str, Any]]) -> None:
-    """unigrams.npy: how often each ordinary token occurs in the train split; special ids count 0. int64 (V,)."""
-    counts = np.zeros(size, np.int64)
-    for entry in files:
-        rows = read(folder / entry["name"])
-        lengths, offsets = segments_of(rows)
-        length = rows.column("tokens").type.list_size
-        tokens = rows.column("tokens").flatten().to_numpy()
-        counts += np.bincount(tokens[masking.ordinary(lengths, offsets, length).reshape(-1)], minlength=size)
-    save_array(folder / "unigrams.npy", counts)
-
-
-def _balance(corpus: Manifest, receipts: dict[str, list[dict[str, Any]]], splits: dict[str, Any]) -> dict[str, int]:
-    """The stage's books. Raises DataError when a document or a token is missing or too many."""
-    counts: Counter[str] = Counter()
-    for split, some in receipts.items():
-        sums: Counter[str] = Counter()
-        for receipt in some:
-            sums.update({key: value for key, value in receipt.items() if key != "name"})
-        pairs = [
-            ("documents", texts_of(corpus, split), sums["documents"]),
-            ("tokens", sums["tokens"], splits[split]["tokens"]),
-        ]
-        for what, came, kept in pairs:
-            if came != kept:
-                raise DataError(
-                    f"The books of shards do not balance: {came} {what} came into the {split} split, {kept} are in its "
-                    "rows; run `maskmill verify corpus`."
-                )
-        counts.update(sums)
-        counts[f"documents_{split}"], counts[f"tokens_{split}"] = sums["documents"], sums["tokens"]
-    return dict(counts)
-
-
-# Proof.
-
-
-def verify_masks(manifest: Manifest) -> list[str]:
-    """Draws every stored mask again. A line for each row and draw that differs; an empty list is a clean bill."""
-    facts = manifest.facts
-    if facts["sampler"] != masking.SAMPLER:
-        return [f"{manifest.folder}: its masks come from the sampler {facts['sampler']}, here is {masking.SAMPLER}"]
-    findings = []
-    for split, of_split in facts["splits"].items():
-        for entry in of_split["files"]:
-            path = manifest.folder / entry["name"]
-            try:
-                findings += [f"{path}: {what}" for what in _verify_shard(path, split, entry, facts)]
-            except (DataError, pa.ArrowInvalid, ValueError, IndexError, KeyError) as error:
-                findings.append(f"{path}: its masks cannot be drawn again ({error})")
-    return findings
-
-
-def _verify_shard(path: Path, split: str, entry: Any, facts: Any) -> Iterator[str]:
-    rows = read(path)
-    rows.validate(full=True)
-    lengths, offsets = segments_of(rows)
-    sequence = entry["first_sequence"] + np.arange(entry["rows"], dtype=np.uint64)
-    if not np.array_equal(rows.column("sequence").to_numpy(), sequence):
-        yield f"its sequence ids are not {entry['rows']} from {entry['first_sequence']} on"
-        return
-    length, seed = facts["length"], seed_of(split, facts["seed"])
-    for number in range(facts["draws"]):
-        stored = stored_draw(rows, number, length)
-        row = 0
-        for bits in draw(seed, number, sequence, lengths, offsets, length, facts["rate"]):
-            differs = np.bitwise_count(stored[row : row + len(bits)] ^ bits).sum(axis=1)
-            for at in np.flatnonzero(differs):
-                yield f"row {row + at}, draw {number}: {differs[at]} bits differ from the mask of its address"
-            row += len(bits)

@@ -1,9 +1,10 @@
-"""How the corpus card looks, and how it writes figures and other people's texts.
+"""How the cards of a corpus and of a vocabulary look, and how they write figures and other people's texts.
 
 Colours that the colour-blind tell apart (Okabe and Ito), a light and a dark scheme, any width from a telephone's on.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from html import escape
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -66,17 +67,38 @@ th { text-align: left; font-weight: 400; color: var(--soft); padding-right: 1.5r
 th, td { border-bottom: 1px solid var(--line); padding-top: .2rem; padding-bottom: .2rem; vertical-align: top; }
 """
 
+CUT_STYLE = """
+:root { --t0: #d3e6f5; --t1: #fbe8c3; --t2: #d5ecdf; --t3: #f4dcea; --bad: #d55e00; --badink: #fff; }
+@media (prefers-color-scheme: dark) { :root { --t0: #1f4564; --t1: #5b4413; --t2: #1e4d3b; --t3: #5a2c48; } }
+.cut { margin: .25rem 0; line-height: 1.9; font-family: ui-monospace, "Noto Sans Mono", monospace; font-size: .9rem;
+  overflow-wrap: anywhere; }
+.cut span, .ids span { unicode-bidi: isolate; border-radius: 3px; padding: .1rem .05rem; color: var(--ink);
+  -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+.t0 { background: var(--t0); } .t1 { background: var(--t1); } .t2 { background: var(--t2); }
+.t3 { background: var(--t3); }
+.cut .bytes { outline: 1px dashed var(--bad); outline-offset: -1px; }
+.cut .word { margin-inline-start: .45em; }
+.cut .unknown { background: var(--bad); color: var(--badink); }
+.ids { display: flex; flex-wrap: wrap; gap: .35rem; list-style: none; padding: 0; margin: .5rem 0; font-size: .85rem; }
+.ids li { max-width: 100%; } .ids span { font-family: ui-monospace, monospace; padding: .1rem .35rem;
+  background: var(--track); overflow-wrap: anywhere; } .ids small { color: var(--soft); margin-inline-start: .3rem; }
+.wide { overflow-x: auto; } .wide td, .wide th { padding-right: 1rem; white-space: nowrap; }
+.wide td { text-align: right; font-variant-numeric: tabular-nums; } .wide tr:first-child th { text-align: right; }
+.wide tr th:first-child { text-align: left; }
+"""
+"""Texts cut up into tokens: four soft colours in turn; dashed where a token is no whole character."""
 
-def page(body: str) -> str:
-    """A whole HTML file that loads nothing."""
+
+def page(body: str, title: str, style: str = "") -> str:
+    """A whole HTML file that loads nothing; `style` is what it needs beyond STYLE."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<title>Corpus card</title>
+<title>{in_html(title)}</title>
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<style>{STYLE}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 <main>
@@ -85,6 +107,44 @@ def page(body: str) -> str:
 </body>
 </html>
 """
+
+
+def section(title: str, body: str) -> str:
+    """A part of the page; nothing where there is nothing to say."""
+    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>" if body else ""
+
+
+def name_of(value: object) -> str:
+    """A name of any script inside an English sentence."""
+    return f"<bdi>{in_html(value)}</bdi>"
+
+
+def bars(rows: Iterable[tuple[str, float, str, str]]) -> str:
+    """Of (label as HTML, number, what stands behind it, kind of colour); the longest bar is the largest number."""
+    rows = list(rows)
+    most = max((number for _, number, _, _ in rows), default=0) or 1
+    lines = [
+        f'<li><span class="label">{label}</span><span class="track"><i class="{kind}" '
+        f'style="width:{100 * number / most:.2f}%"></i></span><span class="number">{said}</span></li>'
+        for label, number, said, kind in rows
+    ]
+    return '<ul class="bars">' + "\n".join(lines) + "</ul>" if lines else ""
+
+
+def columns(rows: Iterable[tuple[str, float, str, str]]) -> str:
+    """A histogram of (label as HTML, share of the height from 0 to 1, what it is, kind of colour)."""
+    lines = [
+        f'<li title="{in_html(said)}"><i class="{kind}" style="height:{100 * height:.2f}%"></i>'
+        f"<span>{label}</span></li>"
+        for label, height, said, kind in rows
+    ]
+    return f'<ul class="histogram">{"".join(lines)}</ul>' if lines else ""
+
+
+def table_in_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose cells are Markdown already; none where there are no rows."""
+    body = [f"| {' | '.join(row)} |" for row in rows]
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body, ""] if body else []
 
 
 def in_html(value: object) -> str:

@@ -6,8 +6,9 @@ the characters `[MASK]` are characters, in a prompt they are a question. So nobo
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,10 @@ from numpy.typing import NDArray
 
 from .artifacts import Manifest
 from .errors import DataError
+from .spellings import METASPACE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-"""Ids of the special tokens of every vocabulary made here; the ordinary tokens follow them."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -33,7 +32,11 @@ PIECE_LIMIT = 65536
 BATCH_BYTES = 4 << 20
 """Text read or encoded at a time; an encoder's results take some 40 bytes per token."""
 
-_SPACE_AFTER_CHARACTER = re.compile(r"(?<=\S)[ \n]")
+_PLACES = (r"(?<=[^\W_])[ \n](?=[^\W_])", r"(?<=[^\W_]) (?=[^\W_])", r"(?<=[^\W_])\n(?=[^\W_])")
+"""One space or line end between two letters or digits: of no regex of a pre-tokenizer the place to look back or ahead.
+Punctuation is not one: cl100k's regex takes ".\\n" as a whole."""
+SPACES_AND_LINES, SPACES = re.compile(_PLACES[0]), re.compile(_PLACES[1])
+_PROBES = ("alpha", "Beta", "7", "gamma12", "\u00e9t\u00e9", "\u043c\u0438\u0440", "x", "it's")
 
 
 def open_for_text(path: Path) -> "Tokenizer":
@@ -59,27 +62,43 @@ def open_for_prompts(path: Path) -> "Tokenizer":
         raise DataError(f"{path} is not a tokenizer ({error}); run `maskmill verify vocabulary`.") from None
 
 
-def word_begins(tokenizer: "Tokenizer") -> NDArray[np.bool_]:
-    """(V,) for each token id, whether a word may begin with it.
+def places(tokenizer: "Tokenizer") -> re.Pattern[str] | None:
+    """Where a long text may be cut: at the end of a match, what is left stands before the match's own space.
 
-    In byte-level BPE a word carries its space in front, so a token of bare letters goes on with a word. The alphabet
-    writes the bytes 0 to 32 as Ā to Ġ, printable ones as themselves. Punctuation begins a word (not the apostrophe of
-    "don't"), and so do the lead bytes E2 to E9 (â to é): general punctuation, kana, Chinese, which have no spaces.
+    None where no place is safe: the pre-tokenizer cuts at neither spaces nor lines (a model that sees a whole text as
+    one word), or the tokenizer puts a space before each text, also one that begins with a space.
     """
-    heads = [str(tokenizer.id_to_token(number))[0] for number in range(tokenizer.get_vocab_size())]
-    punctuation = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'
-    return np.array(["Ā" <= head <= "Ġ" or "â" <= head <= "é" or head in punctuation for head in heads])
+    found = [pattern for mark, pattern in zip(" \n", _PLACES[1:]) if _is_safe(tokenizer, mark)]
+    return re.compile(_PLACES[0] if len(found) == 2 else found[0]) if found else None
 
 
-def pieces(text: str) -> Iterator[str]:
+def _is_safe(tokenizer: "Tokenizer", mark: str) -> bool:
+    """May a text be cut before this space or line end? Asked of the pre-tokenizer and tried on a few words."""
+    if tokenizer.pre_tokenizer is None:
+        return False
+    for first, second in pairwise(_PROBES):
+        whole, rest = first + mark + second, mark + second
+        shown = tokenizer.normalizer.normalize_str(whole) if tokenizer.normalizer else whole
+        ends = {end for _, (_, end) in tokenizer.pre_tokenizer.pre_tokenize_str(shown)}
+        if shown.replace(METASPACE, " ").find(mark) not in ends:
+            return False
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in (first, rest, whole)]
+        if ids[0] + ids[1] != ids[2]:
+            return False
+    return True
+
+
+def pieces(text: str, places: re.Pattern[str] | None = SPACES_AND_LINES) -> Iterator[str]:
     """The text in pieces whose encodings, end to end, are the encoding of the text.
 
-    True because a piece ends between a character and the white space after it: the pre-tokenizer never joins the two,
-    and no token depends on what stands before it. (Past PIECE_LIMIT characters without such a place it is not.)
+    True because a piece ends between a letter or digit and the single space or line end after it, and another letter
+    or digit follows: no pre-tokenizer joins what stands on the two sides, and no token depends on what stands before
+    it. `places` is that pattern, for a tokenizer that puts a space in front of a text without the line end: a piece
+    that begins with a space gets no other. (Past PIECE_LIMIT characters without such a place it is not true.)
     """
     at = 0
-    while len(text) - at > PIECE:
-        found = _SPACE_AFTER_CHARACTER.search(text, at + PIECE, at + PIECE_LIMIT)
+    while places and len(text) - at > PIECE:
+        found = places.search(text, at + PIECE, at + PIECE_LIMIT)
         stop = found.start() if found else min(at + PIECE_LIMIT, len(text))
         yield text[at:stop]
         at = stop
@@ -89,65 +108,13 @@ def pieces(text: str) -> Iterator[str]:
 
 def encode(tokenizer: "Tokenizer", texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The ordinary tokens of all texts, end to end, and how many each text has (N,). No specials are added."""
-    parts = [list(pieces(text)) for text in texts]
+    at = places(tokenizer) if any(len(text) > PIECE for text in texts) else None
+    parts = [list(pieces(text, at)) for text in texts]
     encodings = tokenizer.encode_batch_fast([piece for some in parts for piece in some], add_special_tokens=False)
     ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
     text_of = np.repeat(np.arange(len(texts)), [len(some) for some in parts])
     sizes = np.bincount(text_of, weights=[len(some) for some in ids], minlength=len(texts)).astype(np.int64)
     return np.concatenate([np.zeros(0, np.int32), *ids]), sizes
-
-
-class Block(NamedTuple):
-    """A run of documents of one split that is encoded and packed by itself."""
-
-    split: str
-    number: int
-    """Counts the blocks of the split."""
-    first: int
-    """Index, in the split, of the first document."""
-    texts: list[pa.Array]
-    """The documents in corpus order; still in Arrow's memory, so that a finished block costs nothing to skip."""
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.texts)
-
-    def batches(self) -> Iterator[list[str]]:
-        """The documents as strings, BATCH_BYTES at a time (a longer document alone)."""
-        for part in self.texts:
-            for some in _runs(part, BATCH_BYTES):
-                yield some.to_pylist()
-
-
-def blocks(corpus: Manifest, bytes_each: int) -> Iterator[Block]:
-    """The corpus in blocks of about `bytes_each` of text (more where a document is longer), in corpus order.
-
-    Where a block ends depends on the texts only, never on files, row groups or batches. Raises DataError naming the
-    file that cannot be read.
-    """
-    waiting: dict[str, list[pa.Array]] = {split: [] for split in SPLITS}
-    held = dict.fromkeys(SPLITS, 0)
-    number, first = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-
-    def take(split: str) -> Block:
-        block = Block(split, number[split], first[split], waiting[split])
-        number[split], first[split] = number[split] + 1, first[split] + len(block)
-        waiting[split], held[split] = [], 0
-        return block
-
-    for split, texts in read_texts(corpus):
-        rest = texts
-        while len(rest):
-            ends = np.cumsum(pc.binary_length(rest).to_numpy(zero_copy_only=False))
-            count = 1 + int(np.searchsorted(ends, bytes_each - held[split]))
-            waiting[split].append(rest[:count])
-            if count > len(rest):
-                held[split] += int(ends[-1])
-                break
-            yield take(split)
-            rest = rest[count:]
-    for split in SPLITS:
-        if waiting[split]:
-            yield take(split)
 
 
 def texts_of(corpus: Manifest, split: str) -> int:
@@ -160,6 +127,12 @@ def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:
 
     Raises DataError naming the file that cannot be read.
     """
+    for split, batch in read_documents(corpus):
+        yield split, batch.column("text")
+
+
+def read_documents(corpus: Manifest) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """The same with the columns text and, where the corpus has it, id."""
     for name in sorted(name for name in corpus.files if name.endswith(".parquet")):
         path = corpus.whole(name)
         try:
@@ -168,9 +141,10 @@ def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:
                 text.validate(full=True)  # UTF-8 too: a lone surrogate can only be damage here
                 if text.null_count or split.null_count:
                     raise pa.ArrowInvalid("a document is null")
+                kept = batch.select([column for column in ("text", "id") if column in batch.schema.names])
                 for some in _repeated(batch):
                     for label in SPLITS:
-                        yield label, text.take(some).filter(pc.equal(split.take(some), label))
+                        yield label, kept.take(some).filter(pc.equal(split.take(some), label))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError) as error:
             why = str(error).splitlines()[0]
             raise DataError(f"{path} cannot be read ({why}); run `maskmill verify corpus`.") from None
@@ -192,13 +166,5 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         for group in range(file.num_row_groups):
             about = file.metadata.row_group(group)
             rows = max(1, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size))
-            names = [name for name in ("text", "split", "copies") if name in file.schema_arrow.names]
+            names = [name for name in ("text", "split", "copies", "id") if name in file.schema_arrow.names]
             yield from file.iter_batches(rows, row_groups=[group], columns=names)
-
-
-def _runs(texts: pa.Array, bytes_each: int) -> Iterator[pa.Array]:
-    while len(texts):
-        ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False))
-        count = max(1, int(np.searchsorted(ends, bytes_each, side="right")))
-        yield texts[:count]
-        texts = texts[count:]

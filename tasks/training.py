@@ -1,8 +1,9 @@
 """A training run: its state, one step of it, what it says and what it keeps.
 
 One step: batch(step) -> losses summed over the micro-batches, divided once by the step's Σ|𝓜| -> clip -> optimizers.
-All of it is a function of (weights, optimizer state, step): batch, masks and learning rate come from the step's number,
-so a checkpoint holds no cursor and no generator, and a resumed run ends in the same bytes as an undisturbed one.
+All of it is a function of (weights, optimizer state, step): batch, masks, mask rate and learning rate come from the
+step's number. So a checkpoint's place in the data is one integer and the digest of the shards (`Position`), with no
+generator and nothing to replay, and a resumed run ends in the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from torch import Tensor
 
 from . import checkpoint
 from .artifacts import Manifest, load
-from .batches import Batch, ShardReader, frozen_batch, training_batch
+from .batches import Batch, Position, ShardReader, frozen_batch, training_batch
 from .encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise
 from .errors import DataError, InterruptedRun, NumericError
 from .journal import Journal
+from .masking import fraction
 from .objective import Loss, masked_loss
 from .optimizer import OptimizerConfig, build, schedule
 from .progress import Bar, progress, say
+from .rates import MaskRates
 from .stock import save_stock
 
 UNIGRAM_MARGIN = 0.1
@@ -80,7 +83,9 @@ class Training:
         self.model.to(self.device).train()
         self.optimizers = build(self.model, optimizer_config(self.config))
         self.validation = self._validation_batches(shards)
-        self.step = self.tokens = 0
+        self.mask_rates = MaskRates(**self.config["mask_rates"])
+        self.position = Position(0, shards.digest)
+        self.tokens = 0
         self.sums, self.clock = Sums(), Clock()
         self.resumed: list[int] = []
         self.validation_loss = math.nan
@@ -94,12 +99,19 @@ class Training:
         ids = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
         return [frozen_batch(reader, piece, reader.rate) for piece in ids]
 
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self.position.step(self.config["rows_per_step"])
+
     # One step.
 
     def take_step(self) -> float:
         """Advance by one step; returns the gradient norm before clipping. Raises NumericError."""
         began = time.monotonic()
-        batch = training_batch(self.reader, self.step, self.config["rows_per_step"], self.config["seed"])
+        rows = self.config["rows_per_step"]
+        rate, slots = self.mask_rate(self.step), self.mask_rates.highest(self.reader.rate)
+        batch = training_batch(self.reader, self.step, rows, self.config["seed"], rate=rate, slots=slots)
         self.clock.waited += time.monotonic() - began
         self.optimizers.set_lr(self.multiplier(self.step))
         self.optimizers.zero_grad()
@@ -113,7 +125,7 @@ class Training:
         if not (math.isfinite(nll) and math.isfinite(norm)):
             raise NumericError(self._not_finite(nll, norm))
         self.optimizers.step()
-        self.step += 1
+        self.position = self.position.after(rows)
         self.tokens += batch.tokens
         self.sums.nll += nll
         self.sums.correct += int(correct)
@@ -130,6 +142,10 @@ class Training:
     def multiplier(self, step: int) -> float:
         warmup, decay = (round(self.config[name] * self.total) for name in ("warmup", "decay"))
         return schedule(step, self.total, warmup, decay)
+
+    def mask_rate(self, step: int) -> str:
+        """p of a step; validation stays at the shards' rate, so that two looks compare."""
+        return self.mask_rates.rate_at(step, self.total) or self.reader.rate
 
     def _not_finite(self, nll: float, norm: float) -> str:
         good = checkpoint.steps(self.checkpoints)
@@ -160,6 +176,8 @@ class Training:
             "train/learning_rate": self.config["learning_rate"] * self.multiplier(self.step - 1),
             "train/gradient_norm": norm,
         }
+        if self.mask_rates.varies:
+            metrics["train/mask_rate"] = float(fraction(self.mask_rate(self.step - 1)))
         due = self.step % self.config["validation_every"] == 0 or self.step == self.total
         if due and math.isfinite(loss := self.validate()):
             metrics["validation/masked_cross_entropy"] = loss
@@ -181,6 +199,7 @@ class Training:
         """The whole state, and how far the curve and the spool had come."""
         state = {
             "run": self.job["run"],
+            "position": vars(self.position),
             "tokens": self.tokens,
             "sums": vars(self.sums),
             "seconds": self.clock.seconds,
@@ -192,10 +211,16 @@ class Training:
         checkpoint.save(self.checkpoints, self.step, tensors, state)
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one; cut curve and spool back to it."""
+        """Go on from the newest whole checkpoint, if there is one; cut curve and spool back to it.
+
+        Raises DataError where the checkpoint was taken on other shards.
+        """
         found, findings = checkpoint.newest(self.checkpoints, self._refuse)
         for finding in findings:
             say(f"pretrain: {finding}; it was moved to quarantine and the checkpoint before it is used")
+        if found:
+            self.position = Position(**found.state["position"])
+            self.position.check(self.reader.digest)
         self.journal.cut_back(found.state["journal"] if found else None)
         if not found:
             return
@@ -205,14 +230,14 @@ class Training:
         moments = {n.removeprefix("optimizer/"): t for n, t in found.tensors.items() if n.startswith("optimizer/")}
         self.optimizers.load_state_tensors(moments)
         state = found.state
-        self.step, self.tokens, self.sums = found.step, state["tokens"], Sums(**state["sums"])
+        self.tokens, self.sums = state["tokens"], Sums(**state["sums"])
         self.clock = Clock(state["seconds"], tokens=self.tokens)
         self.resumed = [*state["resumed"], self.step]
         say(f"pretrain: resumed at step {self.step} of {self.total}")
 
     def _refuse(self, state: dict[str, Any]) -> str | None:
         if state["run"] != self.job["run"]:
-            return "its settings or shards are not those of this run"
+            return "its settings or its vocabulary are not those of this run"
         if not self.journal.holds(state["journal"]):
             return "the curve does not begin with what it was when the checkpoint was taken"
         return None

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {"corpus", "vocabulary", "shards", "pretrain", "evaluate", "registry"}
 TORCH_RING = {
     "encoder", "stock", "objective", "optimizer", "batches", "checkpoint", "training", "trainer", "scoring",
-    "fill_mask",
+    "fill_mask", "masking_torch",
 }  # fmt: skip
 MLFLOW = {"registry", "versions", "tracking", "fill_mask"}
 """The registry and its parts, and the file that is served; they import mlflow inside their functions."""

@@ -261,3 +261,16 @@ def test_a_source_whose_name_is_not_utf8_is_one_sentence(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="has a name that is not UTF-8; rename that file") as caught:
         recipes.load("tiny", [path])
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_a_tokenizer_is_found_from_the_recipe_s_folder_and_the_hub_is_reached_for_its_name(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    path = tmp_path / "mine.yaml"
+    for tokenizer, expected, hub in (
+        ("bert", str(tmp_path / "bert"), False),
+        ("hf:bert", f"hf:{tmp_path / 'bert'}", False),
+        ("hf:google-bert/bert-base-uncased@main", "hf:google-bert/bert-base-uncased@main", True),
+    ):
+        path.write_text(f"corpus: {{sources: [README.md]}}\nvocabulary: {{tokenizer: '{tokenizer}'}}\n")
+        recipe = recipes.load(str(path))
+        assert recipe.vocabulary.tokenizer == expected and recipe.reaches_hub == hub

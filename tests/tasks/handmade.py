@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tasks import masking
+from tasks import masking, words
 from tasks.artifacts import Built, Identity, Manifest, Store, Workspace
+from tasks.masking import Policy
+from tasks.rows import Masks
 
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
@@ -33,6 +35,7 @@ def shards(
     draws: int = 2,
     seed: int = 7,
     corruption: str = "mask",
+    policy: str = "uniform",
 ) -> Manifest:
     """Shards of made-up text with the schema of the contract: each token follows from the one before it, mostly.
 
@@ -52,7 +55,8 @@ def shards(
                 tokens_RL = np.stack([_row(rng, one, length, size) for one in lengths])
                 name = f"{split}-{part:05d}.arrow"
                 mask_seed = seed if split == "train" else masking.EVALUATION_SEED
-                _write(workspace.folder / name, tokens_RL, lengths, ids, mask_seed, draws, rate)
+                masks = Masks(mask_seed, rate, Policy(policy), words_of(size))
+                _write(workspace.folder / name, tokens_RL, lengths, ids, masks, draws)
                 if split == "train":
                     unigrams += np.bincount(tokens_RL[tokens_RL >= 5], minlength=size)
                 tokens_all += int((tokens_RL >= 5).sum())
@@ -60,14 +64,17 @@ def shards(
                 first += len(ids)
             splits[split] = {"rows": some, "tokens": tokens_all, "files": entries}
         np.save(workspace.folder / "unigrams.npy", unigrams)
+        np.save(workspace.folder / "words.npy", words_of(size))
         facts = {
             "length": length,
             "rate": rate,
             "draws": draws,
             "seed": seed,
             "corruption": corruption,
+            "policy": policy,
+            "span": 3,
             "sampler": masking.SAMPLER,
-            "vocabulary": {"size": size, "special_ids": SPECIAL_IDS, "ordinary": [5, size]},
+            "vocabulary": {"size": size, "special_ids": SPECIAL_IDS, "ordinary": [[5, size]]},
             "splits": splits,
         }
         return Built({}, facts)
@@ -81,7 +88,14 @@ def shards(
         "draws": draws,
         "seed": seed,
     }
-    return store.make(Identity("shards", 1, settings | {"corruption": corruption}, {}), build)[0]
+    return store.make(Identity("shards", 1, settings | {"corruption": corruption, "policy": policy}, {}), build)[0]
+
+
+def words_of(size: int) -> np.ndarray:
+    """words.npy of the made-up vocabulary: every other token goes on with a word (a letter, or a space and letters)."""
+    table = [words.First.SPACE << 4 | words.Last.LETTER, words.First.LETTER << 4 | words.Last.LETTER] * (size // 2 + 1)
+    special = words.First.SPECIAL << 4 | words.Last.SPECIAL
+    return np.array([special] * 5 + table[: size - 5], np.uint8)
 
 
 def _lengths(rng: np.random.Generator, length: int) -> list[int]:
@@ -101,19 +115,19 @@ def _row(rng: np.random.Generator, lengths: list[int], length: int, size: int) -
 
 
 def _write(
-    path: Path, tokens_RL: np.ndarray, lengths: list[list[int]], ids: np.ndarray, seed: int, draws: int, rate: str
+    path: Path, tokens_RL: np.ndarray, lengths: list[list[int]], ids: np.ndarray, masks: Masks, draws: int
 ) -> None:
-    flat, offsets = np.concatenate(lengths), np.cumsum([0, *map(len, lengths)])
     length = tokens_RL.shape[1]
+    record = pa.struct([("length", pa.uint16()), ("document", pa.uint32()), ("start", pa.uint32())])
+    segments = [[{"length": one, "document": 0, "start": 0} for one in row] for row in lengths]
     columns = {
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens_RL.reshape(-1).astype(np.uint16)), length),
         "sequence": pa.array(ids.astype(np.uint64)),
-        "segment_lengths": pa.array(lengths, pa.list_(pa.uint16())),
-        "documents": pa.array([[0] * len(one) for one in lengths], pa.list_(pa.uint32())),
-        "starts": pa.array([[0] * len(one) for one in lengths], pa.list_(pa.uint32())),
+        "segments": pa.array(segments, pa.list_(record)),
     }
+    flat, offsets = np.concatenate(lengths), np.cumsum([0, *map(len, lengths)])
     for number in range(draws):
-        bits = masking.pack_bits(masking.draw(seed, number, ids, flat, offsets, length, rate))
+        bits = masking.pack_bits(masks.draw(number, ids.astype(np.uint64), flat, offsets, tokens_RL))
         columns[f"draw_{number}"] = pa.array([row.tobytes() for row in bits], pa.binary(length // 8))
     batch = pa.record_batch(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:

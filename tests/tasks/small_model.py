@@ -41,7 +41,7 @@ def vocabulary(store: Store, corpus: Manifest) -> Manifest:
         tokenizer.save(str(workspace.folder / "tokenizer.json"))
         (workspace.folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2))
         size = tokenizer.get_vocab_size()
-        return Built({}, {"size": size, "special_ids": handmade.SPECIAL_IDS, "ordinary": [5, size]})
+        return Built({}, {"size": size, "special_ids": handmade.SPECIAL_IDS, "ordinary": [[5, size]]})
 
     return store.make(Identity("vocabulary", 1, {}, {"corpus": corpus.digest}), build)[0]
 

@@ -1,15 +1,19 @@
 """Batches: a pure function of (shards, seed, step). pytest tests/tasks/test_batches.py"""
 
+import hashlib
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import masking
+from tasks import keys, masking
 from tasks.artifacts import Store
-from tasks.batches import ShardReader, choose_torch, frozen_batch, keys_torch, training_batch
-from tasks.errors import DataError
+from tasks.batches import Position, ShardReader, frozen_batch, training_batch
+from tasks.errors import DataError, UsageError
+from tasks.rates import MaskRates
 from tests.tasks import handmade
 
 
@@ -29,7 +33,30 @@ def fields(batch):
 
 def equal(one, other):
     same = all(torch.equal(a, b) for a, b in zip(fields(one), fields(other), strict=True))
-    return same and (one.count, one.tokens, one.rate) == (other.count, other.tokens, other.rate)
+    same &= np.array_equal(one.sequence_ids_B, other.sequence_ids_B)
+    return same and all(getattr(one, name) == getattr(other, name) for name in ("count", "tokens", "rate", "slots"))
+
+
+def hidden(batch):
+    """𝓜 of a batch, bool (B, L)."""
+    mask = np.zeros(batch.tokens_BL.numel(), bool)
+    mask[batch.masked_M[: batch.count].numpy()] = True
+    return mask.reshape(batch.tokens_BL.shape)
+
+
+def stream(batch):
+    """(sequence id, digest of its mask) of every row."""
+    digests = [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in hidden(batch)]
+    return list(zip(batch.sequence_ids_B.tolist(), digests, strict=True))
+
+
+def with_files(manifest, cuts):
+    """A reader of the same rows in files of other sizes, some of them empty."""
+    reader = ShardReader(manifest, "train")
+    reader.tokens = np.split(np.concatenate(reader.tokens), cuts)
+    reader.draws = [np.split(np.concatenate(files), cuts) for files in reader.draws]
+    reader.first = np.array([0, *cuts, reader.rows])
+    return reader
 
 
 def test_a_batch_is_the_same_for_a_fresh_reader_and_in_any_order_of_asking(manifest, reader):
@@ -67,7 +94,7 @@ def test_an_epoch_shows_every_row_once_and_the_next_one_another_draw_of_it(reade
 
 def test_a_batch_across_the_end_of_an_epoch_takes_each_row_with_its_own_draw(reader):
     batch = training_batch(reader, 9, 10, seed=3)  # samples 90..99 of rows of 96
-    ids = np.concatenate([masking.permutation(3, 0, 96)[90:], masking.permutation(3, 1, 96)[:4]])
+    ids = np.concatenate([keys.permutation(3, 0, 96)[90:], keys.permutation(3, 1, 96)[:4]])
     lengths, offsets = reader.segments_of_rows(ids)
     expected = np.concatenate(
         [
@@ -154,41 +181,125 @@ def test_a_flipped_bit_in_a_shard_is_found_when_it_is_opened(tmp_path):
         ShardReader(manifest, "train")
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**63 - 1),
-    draw=st.integers(0, 10_000),
-    domain=st.sampled_from(list(masking.Domain)),
-    first=st.one_of(st.integers(0, 1000), st.integers(2**40, 2**62)),
-    length=st.sampled_from([8, 64, 512]),
-)
-def test_keys_in_torch_are_those_of_numpy_bit_for_bit(seed, draw, domain, first, length):
-    ids = np.arange(first, first + 5)
-    theirs = masking.keys(seed, domain, draw, ids, length)
-    ours = keys_torch(seed, domain, draw, torch.from_numpy(ids), length)
-    assert np.array_equal(ours.numpy().view(np.uint64), theirs)
+# Ranks and resumes: the stream is that of one rank that never stopped.
 
 
-@settings(max_examples=60, deadline=None)
+def reference(reader, samples, rate, seed):
+    """The stream from the definition: sample g is permutation(g // rows)[g % rows] with draw g // rows."""
+    found = []
+    for sample in range(*samples):
+        epoch, place = divmod(sample, reader.rows)
+        ids = keys.permutation(seed, epoch, reader.rows)[[place]]
+        lengths, offsets = reader.segments_of_rows(ids)
+        mask = reader.masks.draw(epoch, ids.astype(np.uint64), lengths, offsets, reader.rows_of(ids), rate)
+        found.append((int(ids[0]), hashlib.sha256(mask[0].tobytes()).hexdigest()[:16]))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
 @given(
+    rows=st.integers(8, 40),
+    cuts=st.lists(st.integers(0, 96), max_size=6).map(sorted),
     seed=st.integers(0, 2**32),
-    rate=st.sampled_from(["0.15", "0.29", "0.3", "0.5", "0.99"]),
-    length=st.sampled_from([16, 64, 128]),
-    cuts=st.lists(st.sets(st.integers(1, 7), max_size=4), min_size=1, max_size=5),
+    rate=st.sampled_from(["", "0.15", "0.5"]),
+    sessions=st.lists(
+        st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=4
+    ),
+    skip=st.integers(0, 30),
 )
-def test_the_choice_in_torch_is_that_of_numpy_bit_for_bit(seed, rate, length, cuts):
-    rows = [np.diff([0, *(cut * length // 8 for cut in sorted(cut)), length]) for cut in cuts]
-    lengths, offsets = np.concatenate(rows), np.cumsum([0, *map(len, rows)])
-    ids = np.arange(len(rows))
-    theirs = masking.draw(seed, 0, ids, lengths, offsets, length, rate)
-    keys_RL = keys_torch(seed, masking.Domain.CHOICE, 0, torch.from_numpy(ids), length)
-    assert np.array_equal(choose_torch(keys_RL, lengths, offsets, rate).numpy(), theirs)
+def test_order_and_masks_are_those_of_one_rank_for_any_ranks_and_any_kill_and_resume(
+    manifest, rows, cuts, seed, rate, sessions, skip
+):
+    digest = manifest.digest
+    began = position = Position(skip * rows, digest)
+    taken = []
+    for ranks, kept, lost in sessions:  # some steps in a checkpoint, and some that a kill then loses
+        reader = with_files(manifest, cuts)
+        position = Position(**asdict(position))
+        position.check(reader.digest)
+        step, parts = position.step(rows), []
+        for at in range(step, step + kept + lost):
+            shares = [
+                training_batch(reader, at, rows, seed, rate=rate, rank=rank, ranks=ranks) for rank in range(ranks)
+            ]
+            sizes = [len(share.tokens_BL) for share in shares]
+            assert sum(sizes) == rows and max(sizes) - min(sizes) <= 1
+            parts.append([pair for share in shares for pair in stream(share)])
+        taken += [pair for part in parts[:kept] for pair in part]
+        position = position.after(kept * rows)
+    reader = ShardReader(manifest, "train")
+    assert taken == reference(reader, (began.sample, position.sample), rate or reader.rate, seed)
 
 
-def test_ties_and_keys_above_two_to_the_63_are_ordered_as_in_numpy():
-    keys_RL = np.array([[0, 2**64 - 1, 2**63, 2**63 - 1, 2**63, 5 << 40, 5 << 40, 0]], dtype=np.uint64)
-    lengths, offsets = np.array([8]), np.array([0, 1])
-    for rate in ("0.2", "0.34", "0.5", "0.67", "0.84"):
-        theirs = masking.choose(keys_RL, lengths, offsets, rate)
-        ours = choose_torch(torch.from_numpy(keys_RL.view(np.int64)), lengths, offsets, rate)
-        assert np.array_equal(ours.numpy(), theirs)
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_the_ranks_of_a_step_together_are_its_batch(reader, ranks):
+    whole = training_batch(reader, 9, 19, seed=3)  # across the end of an epoch
+    shares = [training_batch(reader, 9, 19, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for name in ("tokens_BL", "segment_ids_BL"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
+    targets = [share.targets_M[: share.count] for share in shares]
+    assert torch.equal(torch.cat(targets), whole.targets_M[: whole.count])
+    assert (sum(s.count for s in shares), sum(s.tokens for s in shares)) == (whole.count, whole.tokens)
+
+
+def test_a_step_with_fewer_rows_than_ranks_is_refused(reader):
+    with pytest.raises(UsageError, match=r"pretrain\.rows_per_step is 3, for 4 ranks"):
+        training_batch(reader, 0, 3, seed=1, ranks=4)
+
+
+def test_a_position_on_other_shards_is_refused_and_names_both():
+    with pytest.raises(DataError, match=f"{'a' * 12}, and these are {'b' * 12};"):
+        Position(640, "a" * 64).check("b" * 64)
+    Position(640, "a" * 64).check("a" * 64)
+    assert Position(640, "").step(64) == 10 and Position(0, "x").after(64) == Position(64, "x")
+
+
+# Rates: what a schedule asks of the same shards.
+
+
+@pytest.mark.parametrize("policy", ["uniform", "whole-word", "span"])
+def test_a_linear_run_is_nested_exact_and_never_beyond_its_slots(policy, tmp_path):
+    reader = ShardReader(handmade.shards(Store(tmp_path), policy=policy), "train")
+    rates, total = MaskRates("linear", ("0.5", "0.15")), 24
+    slots = rates.highest(reader.rate)
+    before = {}
+    for step in range(total):  # 4 steps an epoch: the second epoch's masks are another draw
+        rate = rates.rate_at(step, total)
+        batch = training_batch(reader, step, 24, seed=1, rate=rate, slots=slots)
+        lengths, offsets = reader.segments_of_rows(batch.sequence_ids_B)
+        mask, ids = hidden(batch), masking.segment_ids(lengths, offsets, reader.length)
+        assert len(batch.masked_M) == len(batch.weights_M) == int(masking.count(24 * 32, "0.5")) >= batch.count
+        assert batch.weights_M.sum() == batch.count
+        for row in range(24):
+            per_segment = np.bincount(ids[row][mask[row]], minlength=offsets[row + 1] - offsets[row])
+            own = lengths[offsets[row] : offsets[row + 1]] - 2
+            assert np.array_equal(per_segment, masking.count(own, rate))
+        same = training_batch(reader, step, 24, seed=1, rate="0.5", slots=slots)
+        assert (mask <= hidden(same)).all()
+        before[step // 4] = before.get(step // 4, 0) + batch.count
+    assert list(before.values()) == sorted(before.values(), reverse=True)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_micro_batches_of_a_lower_rate_keep_the_slots_of_the_highest(reader, rows):
+    batch = training_batch(reader, 1, 16, seed=1, rate="0.15", slots="0.5")
+    for part in batch.split(rows):
+        assert len(part.masked_M) == int(masking.count(part.tokens_BL.numel(), "0.5")) and part.rate == "0.15"
+        assert part.weights_M.sum() == part.count
+    assert sum(part.count for part in batch.split(rows)) == batch.count
+    assert np.concatenate([part.sequence_ids_B for part in batch.split(rows)]).tolist() == batch.sequence_ids_B.tolist()
+
+
+@pytest.mark.parametrize("policy", ["whole-word", "span"])
+def test_a_draw_that_is_made_again_is_the_one_that_is_stored(policy, tmp_path):
+    stored = ShardReader(handmade.shards(Store(tmp_path / "a"), policy=policy, draws=2), "train")
+    made = ShardReader(handmade.shards(Store(tmp_path / "b"), policy=policy, draws=1), "train")
+    for step in range(6, 12):  # the second epoch
+        assert equal(training_batch(stored, step, 16, seed=1), training_batch(made, step, 16, seed=1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 96), max_size=9).map(sorted), ids=st.lists(st.integers(0, 95), max_size=40))
+def test_rows_are_found_in_files_of_any_size(manifest, cuts, ids):
+    whole = np.concatenate(ShardReader(manifest, "train").tokens)
+    assert np.array_equal(with_files(manifest, cuts).rows_of(np.array(ids, np.int64)), whole[ids])

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tasks import masking
 from tasks.artifacts import Store, verify
 from tasks.batches import ShardReader
 from tasks.errors import DataError, NumericError, UsageError
-from tasks.evaluate import EvaluateConfig, evaluate, identity
+from tasks.evaluate import EvaluateConfig, _Build, evaluate, identity
 from tasks.manifests import mark
 from tasks.scoring import Tally, frozen_batches, model_scorer, score, target_ranks, unigram_scorer
 from tests.tasks import handmade, small_model
@@ -221,7 +222,7 @@ def test_ranks_break_ties_by_the_lower_id():
 
 
 def test_the_unigram_scorer_never_names_a_special_token():
-    logits = unigram_scorer(np.array([0, 0, 0, 0, 0, 3, 0]), [5, 7])(None, None, torch.zeros(2))
+    logits = unigram_scorer(np.array([0, 0, 0, 0, 0, 3, 0]), [[5, 7]])(None, None, torch.zeros(2))
     assert torch.isinf(logits[:, :5]).all() and logits[0, 5:].exp().tolist() == pytest.approx([0.8, 0.2])
 
 
@@ -278,3 +279,16 @@ def test_scores_are_on_the_device_of_the_model(parts):
     batch = next(frozen_batches(ShardReader(shards, "test"), np.arange(4), "0.3", 4))
     logits = model_scorer(model)(batch.tokens_BL, batch.segment_ids_BL, batch.masked_M[: batch.count])
     assert logits.shape == (batch.count, shards.facts["vocabulary"]["size"]) and logits.device.type == "cpu"
+
+
+def test_the_unigram_baseline_has_a_probability_for_an_unknown_token():
+    shards = SimpleNamespace(facts={"vocabulary": {"ordinary": [[5, 20], [30, 40]]}})
+    for unknown, expected in ((True, [[5, 20], [30, 40], [1, 2]]), (False, [[5, 20], [30, 40]])):
+        words = SimpleNamespace(facts={"special_ids": handmade.SPECIAL_IDS, "unknown": unknown})
+        build = _Build(None, words, shards, None, None)
+        assert build._can_be_hidden() == expected
+
+
+def test_half_a_character_in_a_sentence_is_refused():
+    with pytest.raises(UsageError, match="half of a surrogate pair"):
+        EvaluateConfig(sentences=("a [MASK] \ud800",))

@@ -7,9 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mlflow.exceptions import MlflowException
 
+from tasks import tokens
 from tasks.artifacts import Store
-from tests.tasks import small_model
+from tasks.vocabulary import VocabularyConfig, vocabulary
+from tests.tasks import handmade, other_tokenizers, small_model, test_vocabulary
 
 SERVER = Path(__file__).parents[2] / "tasks" / "fill_mask.py"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -141,3 +144,42 @@ def test_stock_transformers_fills_masks_with_the_same_folder(model, folder):
     (ours,) = model.predict(["the [MASK] sat"], {"top_k": 3})[0]
     assert [it["token_str"] for it in stock] == [it["token"] for it in ours]
     assert [it["score"] for it in stock] == pytest.approx([it["probability"] for it in ours], abs=1e-5)
+
+
+KINDS = {"wordpiece": {"model": "wordpiece"}, "unigram": {"model": "unigram"}, "roberta": {}, "albert": {}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_serves_every_kind_of_vocabulary(served, tmp_path, kind):
+    store = Store(tmp_path / "store")
+    settings = {**KINDS[kind], "size": 600}
+    if kind in other_tokenizers.LAYOUTS:
+        settings = {"tokenizer": str(other_tokenizers.saved(tmp_path / kind, kind))}
+    corpus = test_vocabulary.make_corpus(store, other_tokenizers.TEXTS)
+    words = vocabulary(VocabularyConfig(**settings), corpus, store)[0]
+    rows = handmade.shards(store, rows=16, length=small_model.LENGTH, size=words.facts["size"])
+    weights = small_model.pretrain(store, words, rows, noise=0.2)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes(weights.path(f"model/{name}").read_bytes())
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    (folder / "digests.json").write_text(json.dumps({"sha256": digests}))
+    model = served.FillMask()
+    model.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    names, ids = words.facts["special_names"], words.facts["special_ids"]
+    typed = model._encode("the value of [MASK] class", 0)
+    assert typed == model._encode(f"the value of {names['mask']} class", 0) and typed.count(ids["mask"]) == 1
+    ours = tokens.open_for_prompts(words.path("tokenizer.json"))
+    assert typed == ours.encode(f"the value of {names['mask']} class").ids
+    (ranked,) = model.predict(["the value of [MASK] class"], {"top_k": 2, "targets": "the value"})[0]
+    assert sorted(it["token"].strip() for it in ranked) == ["the", "value"]
+    for word in (names["unk"], "[unused0]", "\u0f40\u0f41"):
+        with pytest.raises(MlflowException, match="not one token"):
+            model.predict(["a [MASK]"], {"targets": [word]})
+    for name, given, parameters in (
+        ("Text 0", "a [MASK] \ud800", {}),
+        ("A target", "a [MASK]", {"targets": ["\udfff"]}),
+    ):
+        with pytest.raises(MlflowException, match=f"{name} has half of a surrogate pair"):
+            model.predict([given], parameters)

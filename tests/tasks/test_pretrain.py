@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from tasks import pretrain as stage
-from tasks.artifacts import Store, load, verify
+from tasks.artifacts import Store, digest_of, load, verify
 from tasks.errors import DataError, InterruptedRun, MemoryExhausted, NumericError, UsageError
 from tasks.journal import SPOOL
+from tasks.masking import count
 from tasks.pretrain import PretrainConfig, identity, pretrain
+from tasks.rates import MaskRates
 from tests.tasks import handmade
 
 TINY = PretrainConfig(
@@ -134,10 +136,11 @@ def test_a_kill_at_any_step_ends_in_the_bytes_of_the_undisturbed_run(undisturbed
 def test_the_trainer_dies_with_its_parent_and_the_lock_with_both(undisturbed, tmp_path):
     store = Store(tmp_path)
     folders = [str(one.folder) for one in (handmade.vocabulary(store), handmade.shards(store))]
+    fields = {name: value for name, value in asdict(TINY).items() if name != "mask_rates"}
     script = (
         "import sys; from pathlib import Path; from tasks.artifacts import Store, load; from tasks.pretrain import *\n"
         f"inputs = map(load, map(Path, {folders!r}))\n"
-        f"pretrain(PretrainConfig(**{asdict(TINY)!r}), *inputs, Store(Path({str(tmp_path)!r})))"
+        f"pretrain(PretrainConfig(**{fields!r}), *inputs, Store(Path({str(tmp_path)!r})))"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 60
@@ -237,6 +240,7 @@ def training(folder, config=TINY, **shards):
     vocabulary, data = handmade.vocabulary(store), handmade.shards(store, **shards)
     this = identity(config, vocabulary.digest, data.digest)
     folder = Path(folder, "work")
+    run = digest_of([dict(this.config), {"vocabulary": vocabulary.digest}])
     (folder / ".scratch").mkdir(parents=True, exist_ok=True)
     job = {
         "folder": str(folder),
@@ -244,7 +248,7 @@ def training(folder, config=TINY, **shards):
         "shards": str(data.folder),
         "inputs": dict(this.inputs),
         "config": {**this.config, "checkpoint_every": config.checkpoint_every},
-        "run": "run",
+        "run": run,
     }
     return Training(job)
 
@@ -296,6 +300,79 @@ def test_a_checkpoint_is_only_used_while_curve_and_settings_are_those_of_its_tim
     assert not other.journal.curve.read_bytes() and not other.journal.spool.read_bytes()
 
 
+def parameters(run):
+    return {name: value.detach().clone() for name, value in run.model.named_parameters()}
+
+
+def test_a_resume_in_the_middle_of_a_schedule_ends_in_the_same_bytes(tmp_path):
+    import torch
+
+    config = replace(TINY, steps=9, log_every=1, mask_rates=MaskRates("linear", ("0.3", "0.15")))
+
+    def go_on(folder, steps):
+        run = training(folder, config)
+        run.resume()
+        for _ in range(steps):
+            run.record(run.take_step())
+            run.checkpoint()
+        return run
+
+    whole = go_on(tmp_path / "whole", 9)
+    for steps, lost in ((2, 1), (4, 2), (3, 0)):  # `lost`: taken after the checkpoint that is gone on from
+        run = go_on(tmp_path / "parts", steps)
+        for _ in range(lost):
+            run.take_step()
+    assert run.step == whole.step == 9
+    assert all(torch.equal(value, parameters(run)[name]) for name, value in parameters(whole).items())
+    assert run.journal.curve.read_bytes() == whole.journal.curve.read_bytes()
+    points = [json.loads(line) for line in whole.journal.curve.read_text().splitlines()]
+    rates = [point["train/mask_rate"] for point in points]
+    assert rates[0] == 0.3 and rates[-1] == 0.15 and rates == sorted(rates, reverse=True) and len(set(rates)) == 9
+
+
+def test_a_schedule_changes_what_is_hidden_and_neither_the_slots_nor_the_validation(tmp_path):
+    plain = training(tmp_path / "plain")
+    run = training(tmp_path / "steps", replace(TINY, mask_rates=MaskRates("steps", ("0.15", "0.5"), ("1/40",))))
+    seen = []
+    run._loss = lambda batch: seen.append(batch) or type(run)._loss(run, batch)
+    for _ in range(2):
+        run.take_step()
+    assert {len(batch.masked_M) for batch in seen} == {int(count(TINY.micro_rows * run.reader.length, "0.5"))}
+    assert [batch.rate for batch in seen] == ["0.15", "0.15", "0.5", "0.5"]
+    assert [batch.rate for batch in run.validation] == [batch.rate for batch in plain.validation] == ["0.3"] * 3
+
+
+def test_the_curve_of_a_constant_rate_does_not_name_it(undisturbed):
+    assert b"mask_rate" not in undisturbed[0].path("curve.jsonl").read_bytes()
+
+
+def test_a_checkpoint_on_other_shards_is_refused_and_stays_where_it_is(tmp_path):
+    run = training(tmp_path)
+    run.record(run.take_step())
+    run.checkpoint()
+    other = training(tmp_path, seed=8)
+    assert other.reader.digest != run.reader.digest
+    with pytest.raises(DataError, match=f"{run.reader.digest[:12]}, and these are {other.reader.digest[:12]};"):
+        other.resume()
+    assert other.journal.curve.read_bytes() == run.journal.curve.read_bytes()
+    again = training(tmp_path)
+    again.resume()
+    assert again.step == 1 and again.position.sample == TINY.rows_per_step
+
+
+def test_the_state_of_a_checkpoint_is_one_integer_and_the_digest_of_the_shards(tmp_path):
+    from tasks import checkpoint
+
+    run = training(tmp_path)
+    for _ in range(2):
+        run.take_step()
+    run.record(0.0)
+    run.checkpoint()
+    state = checkpoint.newest(run.checkpoints, lambda _: None)[0].state
+    assert state["position"] == {"sample": 2 * TINY.rows_per_step, "shards": run.reader.digest}
+    assert state.keys() == {"run", "position", "tokens", "sums", "seconds", "resumed", "journal"}
+
+
 def test_the_budget_in_tokens_is_whole_steps_rounded_up(tmp_path):
     from tasks.training import total_steps
 
@@ -314,12 +391,35 @@ def test_rows_that_hide_nothing_cost_a_step_without_a_loss_and_not_a_nan(tmp_pat
 # The stage's own promises.
 
 
+def test_a_vocabulary_other_than_the_shards_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    store = Store(tmp_path)
+    shards, vocabulary = handmade.shards(store), handmade.vocabulary(store)
+    made_with = replace(shards.identity, inputs={"vocabulary": "f" * 64})
+    with pytest.raises(UsageError, match=f"the vocabulary {'f' * 12}, and this is {vocabulary.digest[:12]}"):
+        pretrain(TINY, vocabulary, replace(shards, identity=made_with), store)
+    assert not (tmp_path / "pretrain").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 20, 33])
+def test_a_kill_in_the_middle_of_a_schedule_ends_in_the_bytes_of_the_undisturbed_run(tmp_path, step):
+    config = replace(TINY, mask_rates=MaskRates("linear", ("0.3", "0.15")))
+    whole = trained(tmp_path / "whole", config)
+    with pytest.raises(InterruptedRun, match="SIGKILL"):
+        trained(tmp_path / "killed", config, at_step(step, lambda child: child.kill()))
+    assert trained(tmp_path / "killed", config).digest == whole.digest
+
+
+RATES = {"mask_rates": MaskRates("linear", ("0.3", "0.15"))}
+
+
 def test_the_identity_holds_the_hardware_and_the_seed_but_not_when_checkpoints_are_taken():
     base = identity(TINY, "v", "s")
     assert {"device", "dtype", "threads", "reduction"} <= set(base.config)
     assert identity(replace(TINY, checkpoint_every=1), "v", "s").key == base.key
     assert identity(replace(TINY, device="auto"), "v", "s").key == base.key or stage.device_kind() == "cuda"
-    for change in ({"seed": 1}, {"threads": 2}, {"dtype": "bfloat16"}, {"micro_rows": 4}, {"log_every": 9}):
+    for change in ({"seed": 1}, {"threads": 2}, {"dtype": "bfloat16"}, {"micro_rows": 4}, {"log_every": 9}, RATES):
         assert identity(replace(TINY, **change), "v", "s").key != base.key
     assert identity(TINY, "w", "s").key != base.key != identity(TINY, "v", "t").key
 

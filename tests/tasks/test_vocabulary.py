@@ -4,19 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import tokens
+from tasks import tokens, words
 from tasks.artifacts import Built, Identity, Manifest, Store, Workspace, load
 from tasks.errors import DataError, UsageError
-from tasks.vocabulary import VocabularyConfig, identity, vocabulary
+from tasks.learning import share_below
+from tasks.vocabulary import VocabularyConfig, identity, keys, vocabulary
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [str(text) for _, text in sorted(topics.items())][:40]
@@ -60,10 +63,19 @@ def for_prompts(made):
 def test_specials_come_first_then_every_byte(made, for_text):
     assert [for_text.id_to_token(number) for number in range(5)] == SPECIALS
     assert made.facts == {
+        "model": "bpe",
+        "kind": "byte-level BPE",
         "size": 1024,
         "asked": 1024,
+        "tokens": 1024,
+        "reserved": 0,
         "special_ids": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
-        "ordinary": [5, 1024],
+        "special_names": dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIALS)),
+        "ordinary": [[5, 1024]],
+        "unknown": False,
+        "lossless": True,
+        "source": "learnt",
+        "sample": {"share": "1", "bytes_asked": 1_000_000_000, "whole": True},
     }
     assert len({for_text.id_to_token(number) for number in range(5, 261)} & set(map(chr, range(33, 324)))) == 256
     assert made.counts["documents_train"] == len(TEXTS)
@@ -75,18 +87,22 @@ import sys
 from pathlib import Path
 from tasks.artifacts import Store, load
 from tasks.vocabulary import VocabularyConfig, vocabulary
-print(vocabulary(VocabularyConfig(size=1024), load(Path(sys.argv[1])), Store(Path(sys.argv[2])))[0].digest)
+for model in sys.argv[3:]:
+    config = VocabularyConfig(model=model, size=1024)
+    print(vocabulary(config, load(Path(sys.argv[1])), Store(Path(sys.argv[2])))[0].digest)
 """
+MODELS = ["bpe", "wordpiece", "unigram"]
 
 
-def test_the_same_bytes_for_any_number_of_threads(made, store, tmp_path):
-    corpus = store.folder(Identity("corpus", 1, {"texts": TEXTS, "split": "train"}, {}))
-    threads = {"RAYON_NUM_THREADS": "1"}, {"RAYON_NUM_THREADS": "3"}, {"TOKENIZERS_PARALLELISM": "false"}
+def test_the_same_bytes_for_any_number_of_threads_and_in_any_run(store, tmp_path):
+    corpus = make_corpus(store, TEXTS)
+    made = [vocabulary(VocabularyConfig(model=model, size=1024), corpus, store)[0].digest for model in MODELS]
+    threads = {"RAYON_NUM_THREADS": "1"}, {"RAYON_NUM_THREADS": "2"}, {"TOKENIZERS_PARALLELISM": "false"}
     for number, extra in enumerate(threads):
-        command = [sys.executable, "-c", SCRIPT, str(corpus), str(tmp_path / str(number))]
+        command = [sys.executable, "-c", SCRIPT, str(corpus.folder), str(tmp_path / str(number)), *MODELS]
         environment = os.environ | {"PYTHONHASHSEED": str(number)} | extra
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == made.digest
+        assert done.stdout.split() == made
 
 
 def test_a_second_run_reuses_it(made, store):
@@ -144,64 +160,217 @@ def test_a_typed_mask_gets_the_ids_that_training_used(for_text, for_prompts, sen
     assert tried >= 5
 
 
-def test_transformers_loads_it(made, for_prompts):
+KINDS = {
+    "bpe": {},
+    "bpe, digits split, a space in front": {"split_digits": True, "prefix_space": True},
+    "bpe, lower case": {"lowercase": True},
+    "wordpiece": {"model": "wordpiece"},
+    "wordpiece, lower case, digits split": {"model": "wordpiece", "lowercase": True, "split_digits": True},
+    "unigram": {"model": "unigram"},
+    "unigram, lower case": {"model": "unigram", "lowercase": True},
+    "unigram, a space in front": {"model": "unigram", "prefix_space": True, "reserved": 70},
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(store) -> dict[str, Manifest]:
+    corpus = make_corpus(store, TEXTS)
+    return {kind: vocabulary(VocabularyConfig(size=1000, **some), corpus, store)[0] for kind, some in KINDS.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_v_is_a_multiple_of_64_and_reserved_ids_fill_it_up(kinds, kind):
+    facts, tokenizer = kinds[kind].facts, tokens.open_for_text(kinds[kind].path("tokenizer.json"))
+    learnt = 1000 - KINDS[kind].get("reserved", 0)
+    assert facts["tokens"] == learnt and facts["size"] == 1024 == tokenizer.get_vocab_size()
+    assert facts["reserved"] == 1024 - learnt and facts["ordinary"] == [[5, learnt]] and facts["asked"] == 1000
+    reserved = [tokenizer.id_to_token(number) for number in range(learnt, 1024)]
+    assert reserved == [f"[unused{number}]" for number in range(1024 - learnt)]
+    sizes = np.load(kinds[kind].path("token_bytes.npy"), allow_pickle=False)
+    assert sizes.dtype == np.int32 and sizes.shape == (1024,)
+    assert not sizes[:5].any() and not sizes[learnt:].any() and sizes[5:learnt].all()
+    table = np.load(kinds[kind].path("words.npy"), allow_pickle=False)
+    assert table.dtype == np.uint8 and np.array_equal(table, words.table(tokenizer))
+
+
+LITERAL = [
+    "[MASK]",
+    "[unused0]",
+    "[CLS]",
+    "<0x41>",
+    "\u2581",
+    "\ue00a",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\0",
+    "\x85",
+    "the",
+    "1",
+]
+ODD = st.lists(st.sampled_from(LITERAL) | st.text(max_size=3), max_size=20).map("".join)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(text=ODD)
+def test_any_text_comes_back_where_the_model_says_so(kinds, kind, text):
+    facts, tokenizer = kinds[kind].facts, tokens.open_for_text(kinds[kind].path("tokenizer.json"))
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ordinary = [(first, end) for first, end in facts["ordinary"]]
+    assert facts["lossless"] == (kind in ("bpe", "unigram"))
+    if facts["model"] != "wordpiece":  # which says [UNK] where it cannot
+        assert all(any(first <= number < end for first, end in ordinary) for number in ids)
+        wanted = text
+        if KINDS[kind].get("lowercase"):
+            wanted = "".join(one.lower() for one in text)
+        if KINDS[kind].get("prefix_space") and text and not text.startswith(" "):
+            wanted = " " + text
+        assert tokenizer.decode(ids, skip_special_tokens=False) == wanted
+    else:
+        assert not set(ids) & {0, 2, 3, 4} and max(ids, default=0) < facts["tokens"]
+    if facts["lossless"]:
+        sizes = np.load(kinds[kind].path("token_bytes.npy"), allow_pickle=False)
+        assert sizes[ids].sum() == len(text.encode())
+
+
+DIRTY = ROOT.parent / "shared" / "data" / "dirty"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.skipif(not DIRTY.is_dir(), reason="needs shared/data/dirty")
+def test_texts_of_many_languages_come_back_byte_for_byte(kinds, kind):
+    tokenizer = tokens.open_for_text(kinds[kind].path("tokenizer.json"))
+    sizes = np.load(kinds[kind].path("token_bytes.npy"), allow_pickle=False)
+    paths = [DIRTY / "blns.txt", *sorted((DIRTY / "udhr").iterdir())[::4], *sorted((DIRTY / "encodings").iterdir())]
+    texts = [path.read_bytes()[:20_000].decode("utf-8", "replace") for path in paths if path.is_file()]
+    ids, of_each = tokens.encode(tokenizer, texts)
+    for text, some in zip(texts, np.split(ids, np.cumsum(of_each)[:-1]), strict=True):
+        assert sizes[some].sum() == len(text.encode())
+        assert tokenizer.decode(some.tolist(), skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_typed_mask_stands_for_one_token_of_any_model(kinds, kind):
+    tokenizer = tokens.open_for_prompts(kinds[kind].path("tokenizer.json"))
+    whole = tokenizer.encode("the value of the object (class).").ids
+    assert whole[0] == 2 and whole[-1] == 3
+    for typed, at in (("the value of [MASK] object (class).", 4), ("the value of the [MASK] (class).", 5)):
+        assert tokenizer.encode(typed).ids == [*whole[:at], 4, *whole[at + 1 :]], typed
+    assert tokenizer.encode("").ids == [2, 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_loads_it(kinds, kind):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    text = "the value of [MASK] is (not [MASK])."
-    for kind in (AutoTokenizer, PreTrainedTokenizerFast):
-        theirs = kind.from_pretrained(made.folder)
-        assert theirs(text)["input_ids"] == for_prompts.encode(text).ids
-        assert [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id] == [0, 1, 2]
-        assert (theirs.sep_token_id, theirs.mask_token_id, len(theirs)) == (3, 4, 1024)
-        assert theirs(["a", "the value"], padding=True)["input_ids"][0][-1] == 0
-        raw = theirs(text, split_special_tokens=True)["input_ids"]
-        assert 4 not in raw
-    assert json.loads(made.path("tokenizer_config.json").read_text())["mask_token"]["lstrip"] is True
+    made = kinds[kind]
+    ours = tokens.open_for_prompts(made.path("tokenizer.json"))
+    for text in ("the value of [MASK] is (not [MASK]).", "Ünlike 2048 \n  [MASK]!", "", " 漢字\t1.5"):
+        for load_with in (AutoTokenizer, PreTrainedTokenizerFast):
+            theirs = load_with.from_pretrained(made.folder)
+            assert theirs(text)["input_ids"] == ours.encode(text).ids
+            raw = theirs(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+            assert raw == tokens.open_for_text(made.path("tokenizer.json")).encode(text, add_special_tokens=False).ids
+            assert theirs.decode(raw) == ours.decode(raw, skip_special_tokens=False)
+    assert [theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id] == [0, 1, 2]
+    assert (theirs.sep_token_id, theirs.mask_token_id, len(theirs)) == (3, 4, 1024)
+    assert theirs(["a", "the value"], padding=True)["input_ids"][0][-1] == 0
+    lstrip = json.loads(made.path("tokenizer_config.json").read_text())["mask_token"]["lstrip"]
+    assert lstrip is (made.facts["model"] != "wordpiece")
 
 
-PARTS = ["word", " a", "  ", "\n", "\n\n", "'s", "é", "漢字", "12", "...", "\t", "\u00a0x"]
+def test_what_a_setting_does(kinds):
+    def shown(kind: str, text: str) -> list[str]:
+        tokenizer = tokens.open_for_text(kinds[kind].path("tokenizer.json"))
+        return tokenizer.encode(text, add_special_tokens=False).tokens
+
+    assert shown("bpe, digits split, a space in front", "the 12") == ["Ġthe", "Ġ", "1", "2"]
+    assert shown("bpe, digits split, a space in front", " the") == ["Ġthe"]
+    assert shown("bpe, lower case", "THE")[-1] == shown("bpe", "the")[-1]
+    assert shown("wordpiece, lower case, digits split", "Thé 12") == ["the", "1", "2"]
+    assert "[UNK]" in shown("wordpiece", "漢字") and "[UNK]" not in shown("wordpiece", "unbelievable 12")
+    assert shown("unigram", "the value") == ["the", " value"]
+    assert shown("unigram, a space in front", "the value") == [" the", " value"]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(PARTS), max_size=80))
-def test_pieces_encode_as_the_whole(for_text, parts):
-    text = "".join(parts)
-    old = tokens.PIECE
-    try:
-        tokens.PIECE = 7
-        some = list(tokens.pieces(text))
-        ids, sizes = tokens.encode(for_text, [text, "", text])
-    finally:
-        tokens.PIECE = old
-    whole = for_text.encode(text, add_special_tokens=False).ids
-    assert "".join(some) == text
-    assert list(ids) == whole * 2 and list(sizes) == [len(whole), 0, len(whole)]
+def test_words_of_the_models_that_are_learnt(kinds):
+    text = "the value of 12 is an object."
+    for kind in KINDS:
+        tokenizer = tokens.open_for_text(kinds[kind].path("tokenizer.json"))
+        ids, _ = tokens.encode(tokenizer, [text])
+        begins = words.word_begins(np.load(kinds[kind].path("words.npy"), allow_pickle=False), ids)
+        digits = 1 if kind == "wordpiece, lower case, digits split" else 0  # of WordPiece nothing shows the space
+        assert begins.sum() == 8 + digits, kind
 
 
-def test_a_text_without_a_space_is_cut_and_comes_back(for_text):
-    text = "x" * 200_000
-    some = list(tokens.pieces(text))
-    assert max(map(len, some)) <= tokens.PIECE_LIMIT and "".join(some) == text
-    ids, sizes = tokens.encode(for_text, [text])
-    assert for_text.decode(list(ids)) == text and sizes.sum() == len(ids)
+def test_the_alphabet_of_wordpiece_comes_first_and_in_order(kinds):
+    tokenizer = tokens.open_for_text(kinds["wordpiece"].path("tokenizer.json"))
+    names = [tokenizer.id_to_token(number) for number in range(5, 1000)]
+    letters = [name for name in names if len(name) == 1]
+    inside = [name for name in names if name.startswith("##") and len(name) == 3]
+    assert names[: len(letters) + len(inside)] == sorted(letters) + sorted(inside)
+    assert "##." not in inside and "." in letters and "##e" in inside
 
 
-def test_words_begin_at_spaces_and_punctuation(for_text):
-    begins = tokens.word_begins(for_text)
-    for text, expected in {" the": True, ".": True, "\n": True, "he": False, "7": False}.items():
-        ids = for_text.encode(text, add_special_tokens=False).ids
-        assert begins[ids[0]] == expected, text
+def test_a_large_train_split_is_sampled_by_the_hash_of_the_ids(store):
+    texts = [f"{text[:300]} {number}" for number in range(8) for text in TEXTS]
+    corpus = make_corpus(store, texts)
+    size = sum(len(text.encode()) for text in texts)
+    found = {}
+    for wanted in (size // 4, size // 2, size - 1, size, 10 * size):
+        made, _ = vocabulary(VocabularyConfig(size=600, sample_bytes=wanted), corpus, store)
+        counts, sample = made.counts, made.facts["sample"]
+        assert counts["bytes_train"] == size and counts["documents_train"] == len(texts) == counts["documents_in"]
+        assert sample["whole"] == (wanted >= size) and Fraction(sample["share"]) == min(Fraction(wanted, size), 1)
+        found[wanted] = counts["bytes_sampled"]
+    assert abs(found[size // 2] - size // 2) < size // 6 and abs(found[size // 4] - size // 4) < size // 6
+    assert found[size // 4] < found[size // 2] < found[size - 1] <= found[size] == found[10 * size] == size
+    with pytest.raises(UsageError, match="no document in the sample"):
+        vocabulary(VocabularyConfig(size=600, sample_bytes=1), corpus, store)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_odd_corpora_give_a_vocabulary(store, model):
+    for texts in (
+        ["a"],
+        ["\n\n", " "],
+        ["[MASK] [CLS] [PAD] [unused0] <0x41> ▁ \ue00a"] * 3,
+        ["漢字仮名交じり文" * 3] * 2,
+    ):
+        made, _ = vocabulary(VocabularyConfig(model=model, size=300), make_corpus(store, texts), store)
+        tokenizer = tokens.open_for_text(made.path("tokenizer.json"))
+        ids = tokenizer.encode(texts[0], add_special_tokens=False).ids
+        assert not set(ids) & {0, 2, 3, 4} and max(ids, default=0) < made.facts["tokens"]
+        if model != "wordpiece":
+            assert tokenizer.decode(ids, skip_special_tokens=False) == texts[0]
 
 
 def test_a_small_corpus_gives_a_smaller_vocabulary_and_says_so(store, capsys):
     made, _ = vocabulary(VocabularyConfig(size=1000), make_corpus(store, ["ab ab ab cd", "ab"]), store)
-    assert made.facts["size"] == made.facts["ordinary"][1] < 300 and made.facts["asked"] == 1000
-    assert f"{made.facts['size']} tokens instead of 1000" in capsys.readouterr().err
+    assert made.facts["tokens"] == made.facts["ordinary"][0][1] < 300 and made.facts["asked"] == 1000
+    assert made.facts["size"] % 64 == 0 and made.facts["size"] - made.facts["tokens"] == made.facts["reserved"]
+    assert f"{made.facts['tokens']} tokens instead of 1000" in capsys.readouterr().err
 
 
 def test_wrong_use_is_one_sentence(store):
-    with pytest.raises(UsageError, match=r"vocabulary\.size is 100.*use 261"):
-        VocabularyConfig(size=100)
+    for wrong, said in {
+        "size=100": r"vocabulary\.size is 100.*use 261",
+        "size=300 reserved=64": r"vocabulary\.size is 300.*64 reserved ids take 325",
+        "size=100 model=unigram": r"vocabulary\.size is 100.*256 bytes.*use 261",
+        "size=100 model=wordpiece": r"vocabulary\.size is 100.*use 128",
+        "model=words": r"vocabulary\.model is bpe, wordpiece or unigram, not 'words'",
+        "reserved=-1": r"vocabulary\.reserved is -1",
+        "least=0": r"vocabulary\.least is 0",
+        "sample_bytes=0": r"vocabulary\.sample_bytes is 0",
+        "model=unigram least=3": r"vocabulary\.least is of no use to unigram",
+        "model=wordpiece prefix_space=1": r"vocabulary\.prefix_space is of no use to wordpiece",
+    }.items():
+        pairs = (setting.split("=") for setting in wrong.split())
+        with pytest.raises(UsageError, match=said):
+            VocabularyConfig(**{key: value if key == "model" else int(value) for key, value in pairs})
     with pytest.raises(UsageError, match="no document in its train split"):
         vocabulary(VocabularyConfig(), make_corpus(store, ["a"], "test"), store)
 
@@ -230,3 +399,14 @@ def test_half_a_character_in_the_corpus_is_refused_by_name(store):
     corpus, _ = store.make(Identity("corpus", 1, {"surrogate": True}, {}), build)
     with pytest.raises(DataError, match=r"documents-00000\.parquet cannot be read .*UTF8"):
         vocabulary(VocabularyConfig(), corpus, store)
+
+
+def test_the_sample_goes_by_the_id_where_there_is_one():
+    texts = pa.array([f"text {number}" for number in range(400)], pa.large_string())
+    names = pa.array([f"{number:032x}" for number in range(400)])
+    by_id = keys(pa.RecordBatch.from_arrays([texts, names], ["text", "id"]))
+    assert not np.array_equal(by_id, keys(pa.RecordBatch.from_arrays([texts], ["text"])))
+    assert np.array_equal(by_id, keys(pa.RecordBatch.from_arrays([texts[::-1], names], ["text", "id"])))
+    chosen = share_below(by_id, (1 << 64) // 4)
+    assert 60 < chosen.sum() < 140 and not (chosen & ~share_below(by_id, (1 << 64) // 2)).any(), "samples are nested"
+    assert share_below(by_id, 1 << 64).all()

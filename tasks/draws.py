@@ -1,0 +1,118 @@
+"""Second pass of the shards: rows get their global sequence ids and their masks; and the proof of both.
+
+A draw of 𝓜 depends on (seed, draw, sequence id, position) and on the layout of the row only, so every stored bit can be
+drawn again, by anyone, from the file and the manifest.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from . import masking
+from .artifacts import Manifest, finish_unit, finished_unit
+from .errors import DataError
+from .masking import Policy
+from .packing import SPECIALS
+from .rows import Masks, draw, joined, read, segments_of, stored_draw, with_draws, write
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to make a shard; it can be pickled."""
+
+    name: str
+    """File of the shard, below scratch."""
+    scratch: str
+    blocks: tuple[str, ...]
+    """Files of rows, below scratch."""
+    first_documents: tuple[int, ...]
+    """Of each block, the index in the split of its first document."""
+    first: int
+    """Sequence id of the first row."""
+    seed: int
+    rate: str
+    policy: Policy
+    draws: int
+    """K"""
+    words: str
+    """Path of words.npy."""
+
+
+def make_shard(job: Job) -> dict[str, Any]:
+    """Writes a shard, unless an earlier run did. Returns its books; "seconds" is what the draws took."""
+    scratch = Path(job.scratch)
+    found = finished_unit(scratch, job.name)
+    if found is not None:
+        return found
+    rows = joined([read(scratch / block) for block in job.blocks], list(job.first_documents), job.first)
+    masks = Masks(job.seed, job.rate, job.policy, np.load(job.words, allow_pickle=False))
+    started = time.process_time()
+    draws_K = [np.concatenate(list(draw(rows, masks, number))) for number in range(job.draws)]
+    seconds = time.process_time() - started
+    write(scratch / job.name, with_draws(rows, draws_K))
+    lengths, _ = segments_of(rows)
+    hidden_S = masking.count(lengths - SPECIALS, job.rate)
+    facts = {
+        "rows": rows.num_rows,
+        "segments": len(lengths),
+        "tokens": int((lengths - SPECIALS).sum()),
+        "masked": int(hidden_S.sum()),
+        "segments_without_mask": int((hidden_S == 0).sum()),
+        "seconds": round(seconds, 6),
+    }
+    return finish_unit(scratch, job.name, [scratch / job.name], facts)
+
+
+def masks_of(manifest: Manifest, split: str) -> Masks:
+    """What the draws of a split of finished shards are a function of.
+
+    Raises DataError where another sampler drew them, or words.npy is damaged.
+    """
+    facts = manifest.facts
+    if facts["sampler"] != masking.SAMPLER:
+        raise DataError(
+            f"{manifest.folder}: its masks come from the sampler {facts['sampler']}, here is {masking.SAMPLER}; "
+            "make the shards again."
+        )
+    words_V = np.load(manifest.whole("words.npy"), allow_pickle=False)
+    seed = masking.seed_of(split, facts["seed"])
+    return Masks(seed, facts["rate"], Policy(facts["policy"], facts["span"]), words_V)
+
+
+def verify_masks(manifest: Manifest) -> list[str]:
+    """Draws every stored mask again. A line for each row and draw that differs; an empty list is a clean bill."""
+    findings = []
+    for split, of_split in manifest.facts["splits"].items():
+        try:
+            masks = masks_of(manifest, split)
+        except (DataError, ValueError) as error:
+            return [str(error)]
+        for entry in of_split["files"]:
+            path = manifest.folder / entry["name"]
+            try:
+                findings += [f"{path}: {what}" for what in _verify_shard(path, masks, entry, manifest.facts)]
+            except (DataError, pa.ArrowInvalid, ValueError, IndexError, KeyError) as error:
+                findings.append(f"{path}: its masks cannot be drawn again ({error})")
+    return findings
+
+
+def _verify_shard(path: Path, masks: Masks, entry: Any, facts: Any) -> Iterator[str]:
+    rows = read(path)
+    rows.validate(full=True)
+    sequence = entry["first_sequence"] + np.arange(entry["rows"], dtype=np.uint64)
+    if not np.array_equal(rows.column("sequence").to_numpy(), sequence):
+        yield f"its sequence ids are not {entry['rows']} from {entry['first_sequence']} on"
+        return
+    for number in range(facts["draws"]):
+        stored = stored_draw(rows, number, facts["length"])
+        row = 0
+        for bits in draw(rows, masks, number):
+            differs = np.bitwise_count(stored[row : row + len(bits)] ^ bits).sum(axis=1)
+            for at in np.flatnonzero(differs):
+                yield f"row {row + at}, draw {number}: {differs[at]} bits differ from the mask of its address"
+            row += len(bits)

@@ -1,0 +1,117 @@
+"""Spans: the corpus in portions that are encoded and packed by themselves; what the workers of shards get as jobs.
+
+A span is a run of row groups. It is named by file and numbers, not sent as text, so that jobs are small and the parent
+reads nothing. Row groups are part of the corpus's bytes, hence of its digest: spans are a function of it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .artifacts import Manifest
+from .errors import DataError
+from .tokens import BATCH_BYTES, SPLITS
+
+
+@dataclass(frozen=True)
+class Span:
+    """Row groups in corpus order."""
+
+    number: int
+    parts: tuple[tuple[str, int, int], ...]
+    """(path of a Parquet file, first row group, one past the last)"""
+
+
+def spans(corpus: Manifest, bytes_each: int) -> list[Span]:
+    """The corpus in spans of about `bytes_each` of text; a larger row group is a span alone.
+
+    Every file is hashed first. Raises DataError naming the file that is damaged or cannot be read.
+    """
+    found: list[Span] = []
+    parts: list[tuple[str, int, int]] = []
+    held = 0
+    for name in sorted(name for name in corpus.files if name.endswith(".parquet")):
+        path = corpus.whole(name)
+        for group, size in enumerate(_group_bytes(path)):
+            if held and held + size > bytes_each:
+                found.append(Span(len(found), tuple(parts)))
+                parts, held = [], 0
+            if parts and parts[-1][0] == str(path):
+                parts[-1] = (*parts[-1][:2], group + 1)
+            else:
+                parts.append((str(path), group, group + 1))
+            held += size
+    return [*found, Span(len(found), tuple(parts))] if parts else found
+
+
+def _group_bytes(path: Path) -> Iterator[int]:
+    """Text of each row group, about, each document as often as its copies say."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            text = file.schema_arrow.names.index("text")
+            copies = "copies" in file.schema_arrow.names
+            for group in range(file.num_row_groups):
+                about = file.metadata.row_group(group)
+                size = about.column(text).total_uncompressed_size
+                if copies and about.num_rows:
+                    size *= pc.mean(file.read_row_group(group, ["copies"]).column(0)).as_py()
+                yield int(size)
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+
+
+def read_span(span: Span) -> dict[str, list[pa.Array]]:
+    """The texts of each split, in corpus order; a document with copies comes so often, one after the other.
+
+    Raises DataError naming the file that cannot be read.
+    """
+    texts: dict[str, list[pa.Array]] = {split: [] for split in SPLITS}
+    for path, first, end in span.parts:
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                names = [name for name in ("text", "split", "copies") if name in file.schema_arrow.names]
+                table = file.read_row_groups(range(first, end), names)
+            for batch in table.to_batches():
+                _sort_in(batch, texts)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError) as error:
+            raise _unreadable(path, error) from None
+    return texts
+
+
+def _sort_in(batch: pa.RecordBatch, texts: dict[str, list[pa.Array]]) -> None:
+    text, split = batch.column("text"), batch.column("split")
+    text.validate(full=True)  # UTF-8 too: a lone surrogate can only be damage here
+    if text.null_count or split.null_count:
+        raise pa.ArrowInvalid("a document is null")
+    if "copies" in batch.schema.names:
+        again = np.repeat(np.arange(len(batch)), batch.column("copies").to_numpy())
+        text, split = text.take(again), split.take(again)
+    for label in SPLITS:
+        texts[label].append(text.filter(pc.equal(split, label)))
+
+
+def in_batches(texts: Sequence[pa.Array]) -> Iterator[list[str]]:
+    """The documents as strings, BATCH_BYTES at a time (a longer document alone)."""
+    for part in texts:
+        rest = part
+        while len(rest):
+            ends = np.cumsum(pc.binary_length(rest).to_numpy(zero_copy_only=False))
+            count = max(1, int(np.searchsorted(ends, BATCH_BYTES, side="right")))
+            yield rest[:count].to_pylist()
+            rest = rest[count:]
+
+
+def documents_in(texts: dict[str, list[pa.Array]]) -> Counter[str]:
+    """How many documents there are of each split."""
+    return Counter({split: sum(map(len, some)) for split, some in texts.items()})
+
+
+def _unreadable(path: Path | str, error: Exception) -> DataError:
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(f"{path} cannot be read ({why}); run `maskmill verify corpus`.")
