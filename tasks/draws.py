@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from . import masking
+from .arrays import values
 from .artifacts import Manifest, finish_unit, finished_unit
 from .errors import DataError
 from .masking import Policy
@@ -105,7 +106,7 @@ def _verify_shard(path: Path, masks: Masks, entry: Any, facts: Any) -> Iterator[
     rows = read(path)
     rows.validate(full=True)
     sequence = entry["first_sequence"] + np.arange(entry["rows"], dtype=np.uint64)
-    if not np.array_equal(rows.column("sequence").to_numpy(), sequence):
+    if not np.array_equal(values(rows.column("sequence")), sequence):
         yield f"its sequence ids are not {entry['rows']} from {entry['first_sequence']} on"
         return
     for number in range(facts["draws"]):

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from . import packs
+from . import arrays, packs
 from .artifacts import finish_unit, finished_unit
 from .selection import KEPT, SPLITS, TRAIN, Decided, times_taken
 
@@ -143,17 +143,17 @@ def _table(piece: Piece, folder: Path, keep: NDArray[np.bool_], split: NDArray[n
     ids = packs.column(folder, piece.pack, "ids")[piece.first : piece.first + piece.rows][rows]
     texts = packs.texts(folder, piece.pack, piece.first, piece.rows)
     if len(rows) < piece.rows:
-        texts = pc.take(texts, packs.numbers(rows, pa.int64()), memory_pool=POOL)
+        texts = pc.take(texts, arrays.numbers(rows, pa.int64()), memory_pool=POOL)
     copies = np.where(split == TRAIN, times_taken(ids, Fraction(piece.weight)), 1).astype(np.int32)
     names = ids.astype(">u8").tobytes().hex().encode()
     splits = [_SPLITS[code] for code in split.tolist()]
     label = piece.label.encode()
     columns = [
-        packs.strings(names, np.full(len(ids), 32)),
+        arrays.strings(names, np.full(len(ids), 32)),
         texts["text"],
-        packs.strings(label * len(ids), np.full(len(ids), len(label))),
+        arrays.strings(label * len(ids), np.full(len(ids), len(label))),
         texts["offset"],
-        packs.strings(b"".join(splits), np.array(list(map(len, splits)))),
-        packs.numbers(copies, pa.int32()),
+        arrays.strings(b"".join(splits), np.array(list(map(len, splits)))),
+        arrays.numbers(copies, pa.int32()),
     ]
     return pa.table(columns, SCHEMA)

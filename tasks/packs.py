@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from .arrays import numbers, strings
 from .artifacts import digest_of, finish_unit, finished_unit, save_array
 from .books import Books, is_fault
 from .cleaning import Cleaner, Cleaning, document_id
@@ -241,22 +242,6 @@ class _Writer:
                 save_array(self.folder / f"{name}.npy", whole)
         self.arrow.close()
         self.quarantine.close()
-
-
-# Arrays from their buffers: pa.array(list) imports pandas, which takes longer than reading a million documents.
-
-
-def strings(data: bytes, sizes: NDArray[Any], large: bool = False) -> pa.Array:
-    """A column of texts that stand one after the other in `data`, in UTF-8."""
-    ends = np.zeros(len(sizes) + 1, np.int64 if large else np.int32)
-    np.cumsum(sizes, out=ends[1:])
-    kind = pa.large_string() if large else pa.string()
-    return pa.Array.from_buffers(kind, len(sizes), [None, pa.py_buffer(ends), pa.py_buffer(data)])
-
-
-def numbers(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """A column of numbers of this width."""
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 # Taking up

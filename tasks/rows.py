@@ -18,13 +18,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from . import masking
+from .arrays import numbers, values
 from .errors import DataError
 from .masking import Policy
 from .packing import SPECIALS, Packing, Segments
 from .words import word_begins
 
-ROWS_AT_ONCE = 4096
-"""Rows whose masks are drawn together: bounds the memory of their 64-bit keys."""
+POSITIONS_AT_ONCE = 1 << 18
+"""Positions whose masks are drawn together: their 64-bit keys fit into the cache; with eight times as many it takes
+twice as long."""
 
 
 class Masks(NamedTuple):
@@ -60,7 +62,7 @@ def table(rows: NDArray[np.int32], segments: Segments, packed: Packing, vocabula
     offsets = np.searchsorted(packed.row, np.arange(packed.rows + 1))
     width = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     columns = {
-        "tokens": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1).astype(width)), rows.shape[1]),
+        "tokens": pa.FixedSizeListArray.from_arrays(numbers(rows.reshape(-1).astype(width)), rows.shape[1]),
         "segments": _records(
             offsets,
             segments.length[packed.order] + SPECIALS,
@@ -72,9 +74,9 @@ def table(rows: NDArray[np.int32], segments: Segments, packed: Packing, vocabula
 
 
 def _records(offsets: NDArray[Any], length: NDArray[Any], document: NDArray[Any], start: NDArray[Any]) -> pa.ListArray:
-    columns = [length.astype(np.uint16), document.astype(np.uint32), start.astype(np.uint32)]
-    records = pa.StructArray.from_arrays([pa.array(column) for column in columns], ["length", "document", "start"])
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), records)
+    columns = numbers(length.astype(np.uint16)), numbers(document.astype(np.uint32)), numbers(start.astype(np.uint32))
+    records = pa.StructArray.from_arrays(columns, ["length", "document", "start"])
+    return pa.ListArray.from_arrays(numbers(offsets.astype(np.int32)), records)
 
 
 def joined(blocks: list[pa.RecordBatch], first_documents: list[int], first: int) -> pa.RecordBatch:
@@ -84,16 +86,15 @@ def joined(blocks: list[pa.RecordBatch], first_documents: list[int], first: int)
     """
     tokens = np.concatenate([tokens_of(block) for block in blocks])
     parts = [block.column("segments") for block in blocks]
-    counts = np.concatenate([np.diff(part.offsets.to_numpy()) for part in parts])
+    counts = np.concatenate([np.diff(values(part.offsets)) for part in parts])
     columns = [
-        np.concatenate([part.values.field(name).to_numpy() for part in parts])
-        for name in ("length", "document", "start")
+        np.concatenate([values(part.values.field(name)) for part in parts]) for name in ("length", "document", "start")
     ]
     columns[1] = columns[1] + np.repeat(first_documents, [len(part.values) for part in parts]).astype(np.uint32)
     return pa.record_batch(
         {
-            "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1]),
-            "sequence": pa.array(np.arange(first, first + len(tokens), dtype=np.uint64)),
+            "tokens": pa.FixedSizeListArray.from_arrays(numbers(tokens.reshape(-1)), tokens.shape[1]),
+            "sequence": numbers(np.arange(first, first + len(tokens), dtype=np.uint64)),
             "segments": _records(np.cumsum([0, *counts]), *columns),
         }
     )
@@ -131,8 +132,8 @@ def read(path: Path) -> pa.RecordBatch:
 def segments_of(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Segment lengths with specials, row after row (S,), and where each row begins in them (R + 1,)."""
     column = batch.column("segments")
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    lengths = column.values.field("length").to_numpy().astype(np.int64)[offsets[0] : offsets[-1]]
+    offsets = values(column.offsets).astype(np.int64)
+    lengths = values(column.values.field("length")).astype(np.int64)[offsets[0] : offsets[-1]]
     return lengths, offsets - offsets[0]
 
 
@@ -140,7 +141,7 @@ def tokens_of(batch: pa.RecordBatch) -> NDArray[Any]:
     """Token ids as in the memory map: uint16 or uint32 (R, L)."""
     column = batch.column("tokens")
     length = column.type.list_size
-    return column.values.to_numpy().reshape(-1, length)[column.offset :][: len(column)]
+    return values(column.values).reshape(-1, length)[column.offset :][: len(column)]
 
 
 def stored_draw(batch: pa.RecordBatch, number: int, length: int) -> NDArray[np.uint8]:
@@ -150,11 +151,12 @@ def stored_draw(batch: pa.RecordBatch, number: int, length: int) -> NDArray[np.u
 
 
 def draw(batch: pa.RecordBatch, masks: Masks, number: int) -> Iterator[NDArray[np.uint8]]:
-    """One draw of 𝓜 of a shard, as stored: uint8 (R, L / 8), ROWS_AT_ONCE rows at a time. See `masking.draw`."""
+    """One draw of 𝓜 of a shard, as stored: uint8 (R, L / 8), some rows at a time. See `masking.draw`."""
     lengths, offsets = segments_of(batch)
-    tokens_RL, sequence_R = tokens_of(batch), batch.column("sequence").to_numpy()
-    for at in range(0, batch.num_rows, ROWS_AT_ONCE):
-        bounds = offsets[at : at + ROWS_AT_ONCE + 1]
+    tokens_RL, sequence_R = tokens_of(batch), values(batch.column("sequence"))
+    some = max(1, POSITIONS_AT_ONCE // tokens_RL.shape[1])
+    for at in range(0, batch.num_rows, some):
+        bounds = offsets[at : at + some + 1]
         own = lengths[bounds[0] : bounds[-1]]
-        sequence, tokens = sequence_R[at : at + ROWS_AT_ONCE], tokens_RL[at : at + ROWS_AT_ONCE]
+        sequence, tokens = sequence_R[at : at + some], tokens_RL[at : at + some]
         yield masking.pack_bits(masks.draw(number, sequence, own, bounds - bounds[0], tokens))

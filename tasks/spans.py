@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .arrays import numbers, values
 from .artifacts import Manifest
 from .errors import DataError
 from .tokens import BATCH_BYTES, SPLITS
@@ -90,7 +91,7 @@ def _sort_in(batch: pa.RecordBatch, texts: dict[str, list[pa.Array]]) -> None:
     if text.null_count or split.null_count:
         raise pa.ArrowInvalid("a document is null")
     if "copies" in batch.schema.names:
-        again = np.repeat(np.arange(len(batch)), batch.column("copies").to_numpy())
+        again = numbers(np.repeat(np.arange(len(batch)), values(batch.column("copies"))))
         text, split = text.take(again), split.take(again)
     for label in SPLITS:
         texts[label].append(text.filter(pc.equal(split, label)))
@@ -101,7 +102,7 @@ def in_batches(texts: Sequence[pa.Array]) -> Iterator[list[str]]:
     for part in texts:
         rest = part
         while len(rest):
-            ends = np.cumsum(pc.binary_length(rest).to_numpy(zero_copy_only=False))
+            ends = np.cumsum(values(pc.binary_length(rest)))
             count = max(1, int(np.searchsorted(ends, BATCH_BYTES, side="right")))
             yield rest[:count].to_pylist()
             rest = rest[count:]

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .arrays import numbers, values
 from .artifacts import Manifest
 from .errors import DataError
 from .spellings import METASPACE
@@ -154,10 +155,10 @@ def _repeated(batch: pa.RecordBatch) -> Iterator[pa.Array]:
     """Rows of a batch, each as often as its copies say, in portions of the batch's size."""
     copies = np.ones(len(batch), np.int64)
     if "copies" in batch.schema.names:
-        copies = batch.column("copies").to_numpy()
+        copies = values(batch.column("copies"))
     again = np.repeat(np.arange(len(batch)), copies)
     for start in range(0, len(again), max(len(batch), 1)):
-        yield pa.array(again[start : start + len(batch)])
+        yield numbers(again[start : start + len(batch)])
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
