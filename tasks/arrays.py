@@ -28,5 +28,5 @@ def values(column: pa.Array) -> NDArray[Any]:
     """The numbers of a column that has no nulls, where they lie."""
     if column.null_count:
         raise pa.ArrowInvalid("a number is null")
-    kind = np.dtype(column.type.to_pandas_dtype())
-    return np.frombuffer(column.buffers()[1], kind)[column.offset :][: len(column)]
+    # str(uint16()) is numpy's name, too; to_pandas_dtype would import pandas
+    return np.frombuffer(column.buffers()[1], np.dtype(str(column.type)))[column.offset :][: len(column)]

@@ -12,6 +12,7 @@ reference, since the cuts in a text without spaces are part of what its encoding
 import json
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
@@ -81,29 +82,34 @@ class Fast:
         self._page = without_specials(_page(path))
         self._places = places(open_for_text(path))
         self.version = _guarded(lambda: version(FAST), "is not installed properly")
+        self._lock = threading.Lock()
         self._open()
 
     def _open(self) -> None:
+        """Under the lock, but for the first time."""
+
         def opened() -> Any:
             from gigatoken import Tokenizer
 
             return Tokenizer.from_json(self._page)
 
-        self._tokenizer: Any = None  # the old one goes before the new one comes
-        self._tokenizer = _guarded(opened, "cannot open this vocabulary")
+        self._tokenizer: Any = _guarded(opened, "cannot open this vocabulary")
         self._met = 0
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        if self._met >= FRESH_TOKENS:
-            self._open()
+        with self._lock:
+            if self._met >= FRESH_TOKENS:
+                self._open()
+            tokenizer = self._tokenizer
         parts = [list(pieces(text, self._places)) for text in texts]
         threads = False if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0") else None
         flat = [piece for some in parts for piece in some]
         # an awkward array: its content and offsets are taken as they lie, without a copy or a loop
-        layout = _guarded(lambda: self._tokenizer.encode_batch(flat, parallel=threads), "cannot encode a text").layout
+        layout = _guarded(lambda: tokenizer.encode_batch(flat, parallel=threads), "cannot encode a text").layout
         offsets = np.asarray(layout.offsets.data, np.int64)
         tokens = np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32)
-        self._met += len(tokens)
+        with self._lock:
+            self._met += len(tokens)
         ends = np.cumsum([0, *map(len, parts)])
         return tokens, np.diff(offsets[ends])
 

@@ -76,16 +76,40 @@ def cut(text: Text, length: int, shortest: int) -> Segments:
     Documents that are short by themselves stay as they are.
     """
     room, first, places = length - SPECIALS, text.first, text.places()
-    pieces: list[tuple[int, int, int]] = []
-    for document in np.flatnonzero(text.sizes > room).tolist():
-        origin = at = int(first[document])
-        end = origin + int(text.sizes[document])
-        while at < end:
-            stop = _stop(at, end, room, places, length, shortest)
-            pieces.append((document, at - origin, stop - at))
-            at = stop
+    stops: list[int] = []
+    counts: list[int] = []
+    long_ones = np.flatnonzero(text.sizes > room)
+    for at, size in zip(first[long_ones].tolist(), text.sizes[long_ones].tolist(), strict=True):
+        before = len(stops)
+        _cut_one(at, at + size, length, places, shortest, stops)
+        counts.append(len(stops) - before)
+    ends = np.array(stops, np.int64)
+    document = np.repeat(long_ones, counts)
+    begins = np.concatenate([[0], ends[:-1]])[: len(ends)]
+    firsts = np.flatnonzero(np.diff(document, prepend=-1))
+    begins[firsts] = first[document[firsts]]
     whole = np.flatnonzero((text.sizes > 0) & (text.sizes <= room))
-    return _in_text_order(np.stack([whole, np.zeros_like(whole), text.sizes[whole]], axis=1), pieces)
+    pieces = np.stack([document, begins - first[document], ends - begins], axis=1)
+    return _in_text_order(np.concatenate([np.stack([whole, np.zeros_like(whole), text.sizes[whole]], axis=1), pieces]))
+
+
+def _cut_one(at: int, end: int, length: int, places: tuple[bytes, bytes], shortest: int, stops: list[int]) -> None:
+    """Appends where the segments of a long document end. It is `_stop` for each, its common case written out: as calls
+    they took a fifth of the stage's time where a fast engine encodes."""
+    sentences, words = (begins.rfind for begins in places)
+    room = length - SPECIALS
+    of_sentence, of_word = (min(length // part, room - shortest) for part in (32, 16))
+    while end - at >= room + shortest:
+        at += room
+        place = sentences(1, at - of_sentence, at + 1)
+        if place < 0:
+            place = words(1, at - of_word, at + 1)
+        if place >= 0:
+            at = place
+        stops.append(at)
+    while at < end:
+        at = _stop(at, end, room, places, length, shortest)
+        stops.append(at)
 
 
 def _stop(at: int, end: int, room: int, places: tuple[bytes, bytes], length: int, shortest: int) -> int:
@@ -105,10 +129,9 @@ def _stop(at: int, end: int, room: int, places: tuple[bytes, bytes], length: int
     return place if place >= 0 else stop
 
 
-def _in_text_order(some: Ints, more: list[tuple[int, int, int]]) -> Segments:
+def _in_text_order(rows: Ints) -> Segments:
     """Segments from rows of (document, start, length)."""
-    both = np.concatenate([some, np.array(more, np.int64).reshape(-1, 3)])
-    return Segments(*both[np.lexsort((both[:, 1], both[:, 0]))].T)
+    return Segments(*rows[np.lexsort((rows[:, 1], rows[:, 0]))].T)
 
 
 def lay(text: Text, length: int, shortest: int, method: str = "best-fit") -> tuple[Segments, Packing]:
@@ -136,7 +159,7 @@ def _in_order(text: Text, length: int, shortest: int) -> tuple[Segments, Packing
             rows_of.append(row)
             used += stop - at + SPECIALS
             at = stop
-    segments = _in_text_order(np.zeros((0, 3), np.int64), pieces)
+    segments = _in_text_order(np.array(pieces, np.int64).reshape(-1, 3))
     rows = rows_of[-1] + 1 if rows_of else 0
     return segments, _laid_out(np.array(rows_of, np.int64), segments.length + SPECIALS, rows)
 

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
@@ -69,6 +69,28 @@ class _Processes:
             broken: Future[Any] = Future()
             broken.set_exception(error)
             return _Started(broken)
+
+
+@contextmanager
+def threads(workers: int) -> Iterator[Pool | None]:
+    """A pool of threads of this process, for work that hardly holds the interpreter; None for 0."""
+    if workers == 0:
+        yield None
+        return
+    pool = _Threads(workers)
+    try:
+        yield pool
+    finally:
+        pool.executor.shutdown(cancel_futures=True)
+
+
+class _Threads:
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.executor = ThreadPoolExecutor(workers, "worker")
+
+    def submit(self, work: Callable[[Job], Result], job: Job) -> Pending:
+        return _Started(self.executor.submit(work, job))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from .encoding import ParityError
 from .errors import DataError, UsageError
 from .hardware import thread_count
 from .masking import Policy
-from .parallel import Pool, in_order, processes
+from .parallel import Pool, in_order, processes, threads
 from .progress import progress, say
 from .spans import Span, in_batches, read_span, spans
 from .tokens import SPLITS, texts_of
@@ -40,6 +40,9 @@ LONGEST = 65528
 NOT_IDENTITY = {"workers"}
 SMALL_BYTES = 8 << 20
 """Less text than this is worked in this process: starting others would take longer."""
+FEW = 4
+"""So many workers are threads of this process: encoding and numpy run beside each other there, and processes take a
+second to start. What holds the interpreter, some 15 ms for a megabyte, would slow down more of them."""
 UNDER_TRAINED = 100
 """An id that occurs more rarely in the train split will hardly be learnt."""
 PARITY_BYTES = 256 << 10
@@ -143,9 +146,10 @@ class _Making:
         found = spans(self.corpus, self.config.block_bytes)
         with ExitStack() as stack:
             workers = self._workers(found)
-            if pool is None or not workers:  # to start a cluster would take longer than the work
-                pool = stack.enter_context(processes(workers))
-            self.alone = pool is None
+            here = pool is None or not workers  # to start a cluster would take longer than the work
+            self.alone = here and workers <= FEW
+            if here:
+                pool = stack.enter_context((threads if self.alone else processes)(workers))
             done = self._rows(found, pool)
             encoded = time.monotonic()
             splits, seconds = self._shards(done, pool)
@@ -166,9 +170,9 @@ class _Making:
         return Built(counts, facts, measured | {"seconds_masks": time.monotonic() - encoded})
 
     def _workers(self, found: list[Span]) -> int:
-        small = self.corpus.counts.get("bytes_kept", SMALL_BYTES) < SMALL_BYTES or len(found) < 2
+        small = self.corpus.counts.get("bytes_kept", SMALL_BYTES) < SMALL_BYTES
         wanted = self.config.workers or thread_count()
-        return 0 if small or wanted == 1 else min(wanted, len(found))
+        return 0 if small or wanted == 1 else min(wanted, max(len(found), 2))
 
     # First pass: spans of documents become blocks of rows.
 

@@ -31,7 +31,9 @@ PIECE = 8192
 PIECE_LIMIT = 65536
 """A text without a space is cut here come what may: a word may be split in two, decoding stays exact."""
 BATCH_BYTES = 4 << 20
-"""Text read or encoded at a time; an encoder's results take some 40 bytes per token."""
+"""Text read or encoded at a time; an encoder's results take some 100 bytes per token."""
+PIECES_AT_ONCE = 16384
+"""Encoded at a time: 134 MB of one document at most, or a batch of many short ones."""
 
 _PLACES = (r"(?<=[^\W_])[ \n](?=[^\W_])", r"(?<=[^\W_]) (?=[^\W_])", r"(?<=[^\W_])\n(?=[^\W_])")
 """One space or line end between two letters or digits: of no regex of a pre-tokenizer the place to look back or ahead.
@@ -111,8 +113,11 @@ def encode(tokenizer: "Tokenizer", texts: list[str]) -> tuple[NDArray[np.int32],
     """The ordinary tokens of all texts, end to end, and how many each text has (N,). No specials are added."""
     at = places(tokenizer) if any(len(text) > PIECE for text in texts) else None
     parts = [list(pieces(text, at)) for text in texts]
-    encodings = tokenizer.encode_batch_fast([piece for some in parts for piece in some], add_special_tokens=False)
-    ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+    flat = [piece for some in parts for piece in some]
+    ids: list[NDArray[np.int32]] = []
+    for start in range(0, len(flat), PIECES_AT_ONCE):
+        encodings = tokenizer.encode_batch_fast(flat[start : start + PIECES_AT_ONCE], add_special_tokens=False)
+        ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
     text_of = np.repeat(np.arange(len(texts)), [len(some) for some in parts])
     sizes = np.bincount(text_of, weights=[len(some) for some in ids], minlength=len(texts)).astype(np.int64)
     return np.concatenate([np.zeros(0, np.int32), *ids]), sizes
