@@ -32,8 +32,8 @@ PIECE_LIMIT = 65536
 """A text without a space is cut here come what may: a word may be split in two, decoding stays exact."""
 BATCH_BYTES = 4 << 20
 """Text read or encoded at a time; an encoder's results take some 100 bytes per token."""
-PIECES_AT_ONCE = 16384
-"""Encoded at a time: 134 MB of one document at most, or a batch of many short ones."""
+PIECES_AT_ONCE = 1024
+"""Encoded at a time: 8 MB of a long document, for the same reason."""
 
 _PLACES = (r"(?<=[^\W_])[ \n](?=[^\W_])", r"(?<=[^\W_]) (?=[^\W_])", r"(?<=[^\W_])\n(?=[^\W_])")
 """One space or line end between two letters or digits: of no regex of a pre-tokenizer the place to look back or ahead.

@@ -22,11 +22,11 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 import psutil
 from flows import mlm, runners
-from tasks import artifacts, corpus, units
+from tasks import artifacts, corpus, shards, units, vocabulary
 from tasks.errors import MaskmillError
 from tasks.parallel import in_order
 
-corpus.SMALL_BYTES, units.UNIT_FILES = 0, 2
+corpus.SMALL_BYTES, shards.SMALL_BYTES, units.UNIT_FILES = 0, 0, 2
 
 def outcome(work, jobs, pool):
     try:
@@ -39,11 +39,14 @@ def stage(*, pool):
     found = {"workers": pool.workers if pool else 0}
     found["results"] = outcome(artifacts.digest_of, [{"number": n} for n in range(7)], pool)
     found["raised"] = outcome(artifacts.load, [Path("/no/such/artifact")], pool)
-    found["corpus"] = {}
+    found["corpus"], found["shards"] = {}, {}
     for workers in (pool, None):
         store = artifacts.Store(Path(sys.argv[2]).with_name("store-pool" if workers else "store"))
         config = corpus.CorpusConfig((corpus.Source(sys.argv[3]),), limits=corpus.Limits(document_characters=400))
-        found["corpus"][store.root.name] = corpus.corpus(config, store, workers)[0].digest
+        text, _ = corpus.corpus(config, store, workers)
+        words, _ = vocabulary.vocabulary(vocabulary.VocabularyConfig(size=320), text, store)
+        rows, _ = shards.shards(shards.ShardsConfig(length=64), text, words, store, workers)
+        found["corpus"][store.root.name], found["shards"][store.root.name] = text.digest, rows.digest
     found["killed"] = outcome(os._exit, [9], pool) if pool else None
     return found
 
@@ -104,7 +107,8 @@ def test_a_cluster_gives_the_same_results_in_order_and_leaves_nothing(
     assert found["results"] == RESULTS
     assert found["raised"][0] == "DataError" and "/no/such/artifact" in found["raised"][1]
     assert found["killed"][0] == "MemoryExhausted" and "killed" in found["killed"][1]
-    assert found["corpus"]["store"] == found["corpus"]["store-pool"]
+    for made in ("corpus", "shards"):
+        assert found[made]["store"] == found[made]["store-pool"]
     assert found["left"] == []
     assert {path.name for path in tmp_path.iterdir()} - {"text", "store", "store-pool"} <= {
         "program.py",
@@ -117,6 +121,8 @@ def test_a_cluster_gives_the_same_results_in_order_and_leaves_nothing(
     assert not set(Path("/tmp").glob("maskmill-*")) - before
     seen = states(prefect_server, "digest of")
     assert {f"digest of {number}": "Completed" for number in range(1, 8)}.items() <= seen.items()
+    for work in ("make rows", "make shard"):
+        assert set(states(prefect_server, work).values()) == {"Completed"}
 
 
 def test_the_processes_of_the_stage_need_no_pool() -> None:
