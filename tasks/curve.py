@@ -10,7 +10,7 @@ def draw(points: Sequence[Mapping[str, Any]], references: Mapping[str, float], r
 
     points      "tokens" and "train/loss"; "validation/masked_cross_entropy" where it was measured
     references  label -> masked cross-entropy on the test split (unigram, untrained, champion), drawn as level lines
-    rate        the training rate, for the axis
+    rate        the mask rate of the shards, for the axis
     """
     import matplotlib
 

@@ -1,7 +1,7 @@
 """Stage 5, evaluate: weights -> report. Is it good, and against what?
 
 On the test split, with draws that are frozen for all models of one vocabulary: masked cross-entropy (nats per masked
-token), perplexity, top-1 and top-5 accuracy, at 15 % and at the training rate. Masks are nested, so the 15 % draw hides
+token), perplexity, top-1 and top-5 accuracy, at 15 % and at the shards' rate. Masks are nested, so the 15 % draw hides
 a part of what the stored one hides. Beside every score stand those of the unigram distribution, of the model before
 training, and of the champion where there is one. Hidden positions always show [MASK], whatever the policy in training
 was: that is the question a user asks. Everything is float32; the last digits depend on the number of threads, which is
@@ -23,7 +23,7 @@ from .masking import EVALUATION_SEED, fraction, spelling
 from .progress import progress, say
 
 STAGE = "evaluate"
-VERSION = 1
+VERSION = 2
 NOT_IDENTITY: set[str] = set()
 
 MODEL, UNIGRAM, UNTRAINED, CHAMPION = "test", "baseline_unigram", "baseline_untrained", "champion"
@@ -37,7 +37,7 @@ class EvaluateConfig:
     """What is asked of the model."""
 
     rates: tuple[str, ...] = ("0.15",)
-    """Mask rates to score at; the training rate always comes along."""
+    """Mask rates to score at; the rate of the shards always comes along."""
     sentences: tuple[str, ...] = (
         "She opened the [MASK] and looked at him.",
         "It was the [MASK] of the day.",
@@ -127,7 +127,7 @@ class _Build:
         facts = {
             "metrics": metrics,
             "rates": self._rates(),
-            "training_rate": rate,
+            "shards_rate": rate,
             "masked": masked,
             "test": {"digest": self._test_digest(rows), "rows": len(rows)},
             "unigram_smoothing": "add-one over ordinary tokens",
@@ -140,7 +140,7 @@ class _Build:
         return Built({"rows": len(rows), **{f"masked_rate_{rate}": n for rate, n in masked.items()}}, facts)
 
     def _rates(self) -> list[str]:
-        """The rates asked for and the training rate, each once and in order, whatever way it is written."""
+        """The rates asked for and that of the shards, each once and in order, whatever way it is written."""
         rates = {fraction(rate): rate for rate in self.this.config["rates"]}
         rates[fraction(self.shards.facts["rate"])] = self.shards.facts["rate"]
         return [rates[p] for p in sorted(rates)]

@@ -235,7 +235,7 @@ def _settle(
     """Tags, card, then aliases; `settled` at the very end says that nothing is left to do for this report."""
     name, number = version.name, str(version.version)
     report = parents["evaluate"].facts
-    rate = report["training_rate"]
+    rate = report["shards_rate"]
     new = Score(report["metrics"][f"test/rate_{rate}/masked_cross_entropy"], rate, report["test"]["digest"])
     best = aliased(client, name, CHAMPION)
     again = best is not None and best.version == version.version

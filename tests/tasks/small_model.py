@@ -100,7 +100,7 @@ def evaluate(store: Store, pretrain: Manifest, nats: float, test: str = "a" * 64
         facts = {
             "metrics": metrics,
             "rates": ["0.15", "0.3"],
-            "training_rate": "0.3",
+            "shards_rate": "0.3",
             "masked": {"0.15": 100, "0.3": 200},
             "test": {"digest": test, "rows": 16},
             "champion": None,

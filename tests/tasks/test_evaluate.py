@@ -175,7 +175,7 @@ def test_the_report_file_says_what_the_manifest_says(parts):
     assert json.loads(parts[-1].path("report.json").read_text()) == json.loads(json.dumps(parts[-1].facts))
 
 
-def test_the_training_rate_comes_once_whatever_way_it_is_written(parts):
+def test_the_shards_rate_comes_once_whatever_way_it_is_written(parts):
     store, words, rows, weights, _ = parts
     config = replace(CONFIG, rates=("0.30", "50%"), max_rows=4)
     report, _ = evaluate(config, words, rows, weights, None, store)
