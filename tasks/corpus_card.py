@@ -9,11 +9,11 @@ The same card gives the same bytes: both pages are part of the artifact or made 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .remarks import FATES, fate, fates, meaning, ranked, remarks, whole
-from .sheet import bytes_of, in_html, in_markdown, page, share, short
+from .sheet import bars, bytes_of, in_html, in_markdown, name_of, page, section, share, short, table_in_markdown
 
 LANGUAGES = 8
 REASONS = 12
@@ -31,40 +31,19 @@ def render(card: Mapping[str, Any]) -> str:
     parts = [
         _head(card["totals"], everything),
         _remarks(card),
-        _section("Sources", _sources(card)),
+        section("Sources", _sources(card)),
         '<div class="columns">',
-        _section("Why documents were dropped", _reasons(everything["rejected"], everything["documents_in"])),
-        _section("How long documents are", _lengths(everything["lengths"])),
-        _section("Languages", _languages(everything)),
-        _section("What cleaning changed", _changed(everything)),
+        section("Why documents were dropped", _reasons(everything["rejected"], everything["documents_in"])),
+        section("How long documents are", _lengths(everything["lengths"])),
+        section("Languages", _languages(everything)),
+        section("What cleaning changed", _changed(everything)),
         "</div>",
-        _section("Copies", _copies(card["duplicates"])),
-        _section("Evaluation text", _leakage(card["leakage"])),
-        _section("The text itself", _samples(card["sources"])),
-        _section("Settings", _settings(card)),
+        section("Copies", _copies(card["duplicates"])),
+        section("Evaluation text", _leakage(card["leakage"])),
+        section("The text itself", _samples(card["sources"])),
+        section("Settings", _settings(card)),
     ]
     return page("\n".join(filter(None, parts)), "Corpus card")
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>" if body else ""
-
-
-def _name(value: object) -> str:
-    """A name of any script inside an English sentence."""
-    return f"<bdi>{in_html(value)}</bdi>"
-
-
-def _bars(rows: Iterable[tuple[str, int, str, str]]) -> str:
-    """Of (label as HTML, number, what stands behind it, kind of colour); the longest bar is the largest number."""
-    rows = list(rows)
-    most = max((number for _, number, _, _ in rows), default=0)
-    lines = [
-        f'<li><span class="label">{label}</span><span class="track"><i class="{kind}" '
-        f'style="width:{100 * number / most:.2f}%"></i></span><span class="number">{said}</span></li>'
-        for label, number, said, kind in rows
-    ]
-    return '<ul class="bars">' + "\n".join(lines) + "</ul>" if lines else ""
 
 
 def _fates(books: Mapping[str, Any], legend: bool) -> str:
@@ -107,7 +86,7 @@ def _remarks(card: Mapping[str, Any]) -> str:
     found = remarks(card)
     if not found:
         return '<p class="calm">Nothing stands out. Read the samples all the same.</p>'
-    return _section("Look at this first", "<ul>" + "".join(f"<li>{in_html(remark)}</li>" for remark in found) + "</ul>")
+    return section("Look at this first", "<ul>" + "".join(f"<li>{in_html(remark)}</li>" for remark in found) + "</ul>")
 
 
 def _sources(card: Mapping[str, Any]) -> str:
@@ -129,7 +108,7 @@ def _source(source: Mapping[str, Any], total: int) -> str:
     ]
     blocks = "".join(f"<div><h4>{title}</h4>{body}</div>" for title, body in inner if body)
     return (
-        f'<article><h3>{_name(source["name"])}</h3><p class="notes">{" · ".join(_name(note) for note in notes)}</p>'
+        f'<article><h3>{name_of(source["name"])}</h3><p class="notes">{" · ".join(name_of(note) for note in notes)}</p>'
         f"{_fates(source, legend=False)}"
         f"<p><b>{kept:,}</b> of {came:,} documents kept ({share(kept, came)}); {bytes_of(source['bytes_kept'])}, "
         f"<b>{share(source['bytes_kept'], total)}</b> of the corpus</p>"
@@ -150,7 +129,7 @@ def _reasons(rejected: Mapping[str, Mapping[str, int]], came: int) -> str:
         for reason, number in ranked(numbers)
     ]
     rest = f"<p>and {len(rows) - REASONS} more reasons; see card.json</p>" if len(rows) > REASONS else ""
-    return _bars(rows[:REASONS]) + rest or "<p>None was.</p>"
+    return bars(rows[:REASONS]) + rest or "<p>None was.</p>"
 
 
 def _lengths(lengths: Sequence[Sequence[int]]) -> str:
@@ -186,13 +165,13 @@ def _languages(books: Mapping[str, Any]) -> str:
         rest = sum(number for _, number in found[LANGUAGES:])
         said = f"{rest:,} · {share(rest, looked)}"
         rows[LANGUAGES:] = [(f"{len(found) - LANGUAGES} others", rest, said, "cleaned")]
-    return _bars(rows) + f"<p>as a model guesses, of {looked:,} of the kept documents</p>"
+    return bars(rows) + f"<p>as a model guesses, of {looked:,} of the kept documents</p>"
 
 
 def _changed(books: Mapping[str, Any]) -> str:
     came = books["documents_in"]
     rows = [(in_html(step), n, f"{n:,} · {share(n, came)}", "filtered") for step, n in ranked(books["changed"])]
-    return _bars(rows) + "<p>documents that a step changed</p>" if rows else "<p>No document.</p>"
+    return bars(rows) + "<p>documents that a step changed</p>" if rows else "<p>No document.</p>"
 
 
 def _copies(found: Mapping[str, Any]) -> str:
@@ -219,7 +198,7 @@ def _copies(found: Mapping[str, Any]) -> str:
         )
         for start, n in sorted(groups.items())
     ]
-    lines += [_bars(rows), *(_cluster(one) for one in found["largest"])]
+    lines += [bars(rows), *(_cluster(one) for one in found["largest"])]
     return "\n".join(filter(None, lines))
 
 
@@ -234,7 +213,7 @@ def _cluster(one: Mapping[str, Any]) -> str:
 
 
 def _place(where: Mapping[str, Any]) -> str:
-    return f"{_name(where['source'])} at {where['offset']:,}"
+    return f"{name_of(where['source'])} at {where['offset']:,}"
 
 
 def _quote(sample: Mapping[str, Any]) -> str:
@@ -260,7 +239,7 @@ def _samples(sources: Sequence[Mapping[str, Any]]) -> str:
             for sample in source["samples"]
         )
         if quotes:
-            lines.append(f"<details {shown}><summary>{_name(source['name'])}</summary>{quotes}</details>")
+            lines.append(f"<details {shown}><summary>{name_of(source['name'])}</summary>{quotes}</details>")
     return "\n".join(lines) and "<p>Documents that a hash of their text picks.</p>\n" + "\n".join(lines)
 
 
@@ -284,7 +263,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "",
         *(f"- {in_markdown(remark)}" for remark in remarks(card)[:LISTED]),
         "",
-        *_table(["source", "kept", "of", "text", "share", "licence"], rows),
+        *table_in_markdown(["source", "kept", "of", "text", "share", "licence"], rows),
     ]
     if len(card["sources"]) > LISTED:
         lines.append(f"\nand {len(card['sources']) - LISTED} more sources\n")
@@ -293,7 +272,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         [in_markdown(reason), in_markdown(meaning(reason)), f"{n:,}", share(n, came)]
         for reason, n in ranked(rejected)[:REASONS]
     ]
-    lines += _table(["dropped because", "", "documents", "share"], reasons)
+    lines += table_in_markdown(["dropped because", "", "documents", "share"], reasons)
     looked = everything["languages_of"]
     found = [f"{in_markdown(code)} {share(n, looked)}" for code, n in ranked(everything["languages"])[:LANGUAGES]]
     lines += [f"Languages, of {looked:,} documents: {', '.join(found)}", ""] if found else []
@@ -306,8 +285,3 @@ def _row(source: Mapping[str, Any], total: int) -> list[str]:
     size = source["bytes_kept"]
     numbers = [f"{source['documents_kept']:,}", f"{source['documents_in']:,}", bytes_of(size), share(size, total)]
     return [in_markdown(source["name"]), *numbers, in_markdown(source["licence"])]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    body = [f"| {' | '.join(row)} |" for row in rows]
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *body, ""] if body else []
