@@ -14,7 +14,7 @@ from typing import Any
 
 from flows import runners
 from flows.recipes import Recipe
-from tasks import artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
+from tasks import adopted, artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
 from tasks.errors import DataError
 
@@ -82,6 +82,8 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
     home    asks the registry below it whether the model is still registered; None takes the artifact's word
     """
     runners.check(recipe.runner)
+    if recipe.vocabulary.tokenizer:  # its stage would notice after the whole corpus
+        adopted.find(recipe.vocabulary.tokenizer)
     digests: dict[str, str] = {}
     verdicts = []
     for stage, inputs in INPUTS.items():
@@ -209,7 +211,7 @@ def _by_name(value: Any) -> Any:
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    for key in sorted({*before, *after}):
+    for key in sorted({*before, *after}, key=lambda one: ((one in before) + (one in after) == 1, one in before, one)):
         name, old, new = f"{above}{key}", before.get(key), after.get(key)
         if old == new:
             continue
@@ -217,8 +219,8 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "
             yield from _changes(old, new, f"{name}.")
         elif isinstance(new, Mapping) and key not in before:
             yield f"{name} is new"
-        elif isinstance(old, Mapping) and key not in after:
-            yield f"{name} is gone"
+        elif key not in after:
+            yield f"{name} is gone" if isinstance(old, Mapping) else f"{name} does not count any more"
         else:
             yield "{} changed: {} → {}".format(name, *_side_by_side(old, new))
 

@@ -47,6 +47,9 @@ class Recipe:
     runner: runners.Name = "processes"
     """Who reads the corpus and makes shards: processes of this machine, or workers of dask or ray; same result."""
 
+    def __post_init__(self) -> None:
+        self.pretrain.mask_rates.check(self.shards.length)
+
     @property
     def reaches_hub(self) -> bool:
         """Does a source, or the tokenizer, lie on the Hugging Face hub, by name or by URL?"""
@@ -233,7 +236,7 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
             raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
         what = first["msg"].removeprefix("Value error, ")
         what = what.replace("Input should be an object", "this is a group of settings, so keys belong below it")
-        what = what.replace("Input should be a valid array", "this is a list, such as [en]")
+        what = what.replace("Input should be a valid array", f"this is a list, such as [{first['input']}]")
         if first["type"] == "string_type" and isinstance(first["input"], bool):
             what += " (YAML reads no, off and yes as true or false; quote them)"
         got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"

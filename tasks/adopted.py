@@ -84,7 +84,20 @@ def find(address: str) -> Found:
             f"vocabulary.tokenizer: {address} is no tokenizer.json and no folder with one; give such a file, a folder, "
             "or hf:NAME."
         )
+    if not _is_tokenizer(files[TOKENIZER]):
+        raise UsageError(
+            f"vocabulary.tokenizer: {address} is not the tokenizer.json of a fast tokenizer; save one with "
+            "`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)` of transformers."
+        )
     return Found(path.absolute().name, files, _digest(files))
+
+
+def _is_tokenizer(path: Path) -> bool:
+    try:
+        page = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(page, dict) and isinstance(page.get("model"), dict)
 
 
 def _digest(files: Mapping[str, Path]) -> str:

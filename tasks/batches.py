@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import keys, masking
 from .artifacts import Manifest
-from .draws import masks_of
+from .draws import manner, masks_of
 from .errors import DataError, UsageError
 from .rows import read, segments_of, stored_draw, tokens_of
 
@@ -121,7 +121,7 @@ class ShardReader:
         """Draws what is not stored; those of validation and test are frozen."""
         files = [read(manifest.whole(file["name"])) for file in facts["splits"][split]["files"]]
         self.tokens = [tokens_of(file) for file in files]
-        stored = facts["draws"]
+        stored = manner(facts, split)[2]
         self.draws = [[stored_draw(file, number, self.length) for file in files] for number in range(stored)]
         self.first = np.cumsum([0, *(file.num_rows for file in files)])
         """Sequence id of each file's first row, and the end."""

@@ -24,7 +24,7 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
         _header(parents["vocabulary"].facts),
         f"# {name}",
         f"A masked language model (ModernBERT layout) of {pretrain.facts['parameters']:,} parameters. "
-        f"It fills `[MASK]` in texts of up to {shards['length']} tokens.",
+        f"It fills {_mask(parents['vocabulary'].facts)} in texts of up to {shards['length']} tokens.",
         "## How good it is",
         _scores(parents["evaluate"].facts),
         "Masked cross-entropy in nats per masked token on held-out documents, masks frozen; the unigram baseline uses "
@@ -90,10 +90,21 @@ def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest) -> str:
             + (", ".join(f"{number:,} {reason}" for reason, number in reasons) or "none"),
             f"- vocabulary: {_vocabulary(vocabulary.facts)}",
             f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}",
-            f"- masks: {facts['rate']} of each segment's tokens, exactly, shown as {facts['corruption']}, "
-            f"sampler {facts['sampler']['name']} version {facts['sampler']['version']}, seed {facts['seed']}",
+            f"- masks: {facts['rate']} of each segment's tokens, exactly, {_policy(facts)}, shown as "
+            f"{facts['corruption']}, sampler {facts['sampler']['name']} version {facts['sampler']['version']}, "
+            f"seed {facts['seed']}",
         ]
     )
+
+
+def _mask(vocabulary: Mapping[str, Any]) -> str:
+    name = vocabulary.get("special_names", {}).get("mask", "[MASK]")
+    return "`[MASK]`" if name == "[MASK]" else f"{_code(name)} (`[MASK]` in `maskmill predict` and the pyfunc)"
+
+
+def _policy(shards: Mapping[str, Any]) -> str:
+    name = shards.get("policy", "uniform")
+    return f"in spans of {shards['span']} on average" if name == "span" else name
 
 
 def _vocabulary(facts: Mapping[str, Any]) -> str:
@@ -117,6 +128,8 @@ def _settings(pretrain: Manifest) -> str:
     config = {name: value for name, value in pretrain.config.items() if name != "mask_rates"}
     rates = pretrain.config.get("mask_rates") or {}
     config["mask_rates"] = " ".join([rates.get("schedule", "constant"), " → ".join(rates.get("rates", ()))]).strip()
+    if rates.get("at"):
+        config["mask_rates"] += f" at {', '.join(rates['at'])}"
     lines += [f"| {name} | {value} |" for name, value in sorted(config.items())]
     steps, tokens = pretrain.facts["steps"], pretrain.facts["tokens"]
     return "\n".join([f"{steps:,} steps, {tokens:,} tokens.", "", *lines])

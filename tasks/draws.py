@@ -5,7 +5,7 @@ drawn again, by anyone, from the file and the manifest.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .artifacts import Manifest, finish_unit, finished_unit
 from .errors import DataError
 from .masking import Policy
 from .packing import SPECIALS
-from .rows import Masks, draw, joined, read, segments_of, stored_draw, with_draws, write
+from .rows import Masks, draw, joined, read, segments_of, stored_draw, tokens_of, with_draws, write
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,13 @@ def masks_of(manifest: Manifest, split: str) -> Masks:
             "make the shards again."
         )
     words_V = np.load(manifest.whole("words.npy"), allow_pickle=False)
-    seed = masking.seed_of(split, facts["seed"])
-    return Masks(seed, facts["rate"], Policy(facts["policy"], facts["span"]), words_V)
+    seed, policy, _ = manner(facts, split)
+    return Masks(seed, facts["rate"], policy, words_V)
+
+
+def manner(facts: Mapping[str, Any], split: str) -> tuple[int, Policy, int]:
+    """(seed, policy, K) of a split of shards."""
+    return masking.manner_of(split, facts["seed"], Policy(facts["policy"], facts["span"]), facts["draws"])
 
 
 def verify_masks(manifest: Manifest) -> list[str]:
@@ -96,24 +101,26 @@ def verify_masks(manifest: Manifest) -> list[str]:
         for entry in of_split["files"]:
             path = manifest.folder / entry["name"]
             try:
-                findings += [f"{path}: {what}" for what in _verify_shard(path, masks, entry, manifest.facts)]
+                draws = manner(manifest.facts, split)[2]
+                findings += [f"{path}: {what}" for what in _verify_shard(path, masks, entry, draws)]
             except (DataError, pa.ArrowInvalid, ValueError, IndexError, KeyError) as error:
                 findings.append(f"{path}: its masks cannot be drawn again ({error})")
     return findings
 
 
-def _verify_shard(path: Path, masks: Masks, entry: Any, facts: Any) -> Iterator[str]:
+def _verify_shard(path: Path, masks: Masks, entry: Any, draws: int) -> Iterator[str]:
     rows = read(path)
     rows.validate(full=True)
     sequence = entry["first_sequence"] + np.arange(entry["rows"], dtype=np.uint64)
     if not np.array_equal(values(rows.column("sequence")), sequence):
         yield f"its sequence ids are not {entry['rows']} from {entry['first_sequence']} on"
         return
-    for number in range(facts["draws"]):
-        stored = stored_draw(rows, number, facts["length"])
+    for number in range(draws):
+        stored = stored_draw(rows, number, tokens_of(rows).shape[1])
         row = 0
         for bits in draw(rows, masks, number):
             differs = np.bitwise_count(stored[row : row + len(bits)] ^ bits).sum(axis=1)
             for at in np.flatnonzero(differs):
-                yield f"row {row + at}, draw {number}: {differs[at]} bits differ from the mask of its address"
+                bits_differ = "1 bit differs" if differs[at] == 1 else f"{differs[at]} bits differ"
+                yield f"row {row + at}, draw {number}: {bits_differ} from the mask of its address"
             row += len(bits)

@@ -269,4 +269,4 @@ def _guarded(work: Callable[[], Any], what: str) -> Any:
         raise
     except BaseException as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _FastFails(f"{FAST} {what} ({why}); use the engine {REFERENCE}.") from None
+        raise _FastFails(f"{FAST} {what} ({why}), so {REFERENCE} is used.") from None

@@ -54,7 +54,10 @@ class EvaluateConfig:
     """CPU threads; 0 takes all cores. Part of the identity: sums are split by thread."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rates", tuple(spelling(rate) for rate in self.rates))
+        try:
+            object.__setattr__(self, "rates", tuple(spelling(rate) for rate in self.rates))
+        except UsageError as error:
+            raise UsageError(f"evaluate.rates: {error}") from None
         if self.rows_per_batch < 1 or self.max_rows < 0:
             raise UsageError("evaluate.rows_per_batch must be at least 1, and evaluate.max_rows at least 0 (all rows).")
         for text in self.sentences:

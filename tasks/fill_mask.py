@@ -108,8 +108,7 @@ class FillMask(PythonModel):
     def _encode(self, text: str, number: int) -> list[int]:
         """[CLS] text [SEP] as ids, checked."""
         mask = self.tokenizer.mask_token
-        if mask not in text:  # a vocabulary that was taken over may call it <mask>
-            text = text.replace(MASK, mask)
+        text = text.replace(MASK, mask)  # a vocabulary that was taken over may call it <mask>
         refuse_half_characters(text, f"Text {number}")
         if len(text) > LONGEST_TEXT:
             raise refuse(f"Text {number} has {len(text):,} characters, more than {LONGEST_TEXT:,}; cut it.")

@@ -38,7 +38,8 @@ Array = NDArray[Any]
 
 SAMPLER = {"name": "splitmix64", "version": 2}
 EVALUATION_SEED = 181004805
-"""Seed of the draws of validation and test: frozen, so that all models of one vocabulary are asked the same."""
+"""Seed of the draws of validation and test. One uniform draw is stored of them, whatever the train split's policy and
+K: frozen, so that all models of one vocabulary, L and packing are asked the same."""
 
 POLICIES = ("uniform", "whole-word", "span")
 
@@ -63,9 +64,9 @@ class Policy:
         return (1 << 64) // self.span - 1
 
 
-def seed_of(split: str, seed: int) -> int:
-    """The seed of a split's draws: the config's for train, a frozen one for what models are judged by."""
-    return seed if split == "train" else EVALUATION_SEED
+def manner_of(split: str, seed: int, policy: Policy, draws: int) -> tuple[int, Policy, int]:
+    """(seed, policy, K) of a split's draws: the config's for train, frozen ones for what models are judged by."""
+    return (seed, policy, draws) if split == "train" else (EVALUATION_SEED, Policy(), 1)
 
 
 def fraction(rate: str) -> Fraction:

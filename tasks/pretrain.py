@@ -144,11 +144,12 @@ def pretrain(
             a resume it gets the lines from before as well: whoever ships them knows what has arrived. Lines of a call
             that fails come again with the next; a failure never disturbs training.
     Raises:
-        UsageError: the shards were made with another vocabulary.
+        UsageError: the shards were made with another vocabulary, or a mask rate would hide nothing of their rows.
         InterruptedRun: stopped by a signal; the same call goes on.
         NumericError, MemoryExhausted, DiskFullError, DataError: as they say.
     """
     _check_vocabulary(vocabulary, shards)
+    config.mask_rates.check(shards.facts["length"])
     this = identity(config, vocabulary.digest, shards.digest)
     settings = [dict(this.config), {"vocabulary": vocabulary.digest}]  # a checkpoint knows the shards by its position
 

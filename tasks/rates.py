@@ -14,6 +14,7 @@ from typing import Any
 
 from . import masking
 from .errors import UsageError
+from .packing import SPECIALS
 
 FINEST = 10_000
 """A linear schedule's rates are multiples of 1/FINEST: short to write, and ⌊M·p⌋ stays in 64 bits."""
@@ -52,6 +53,8 @@ class MaskRates:
     def _check_shares(self) -> None:
         shares = [Fraction(share) for share in self.at]
         expected = len(self.rates) - 1 if self.schedule == "steps" else 0
+        if shares and self.schedule != "steps":
+            raise UsageError(f"{KEY}.at belongs to the schedule steps, and this one is {self.schedule}; leave it out.")
         if len(shares) != expected:
             raise UsageError(
                 f"{KEY}.at has {len(shares)} shares of the run; {len(self.rates)} rates of the schedule "
@@ -73,6 +76,17 @@ class MaskRates:
     def highest(self, default: str) -> str:
         """The highest rate of the run, which sets the slots of a batch. `default` is the rate of the shards."""
         return max(self.rates, key=masking.fraction, default=default)
+
+    def check(self, length: int) -> None:
+        """Raises UsageError for a rate at which a full row of L hides nothing: a step would train on nothing."""
+        for rate in self.rates:
+            p = masking.fraction(rate)
+            least = SPECIALS + -(-p.denominator // p.numerator)
+            if length < least:
+                raise UsageError(
+                    f"{KEY}.rates: {rate} hides no token of a row of {length}; use a higher rate, or a shards.length "
+                    f"of {least} or more."
+                )
 
     @property
     def varies(self) -> bool:

@@ -61,7 +61,7 @@ class ShardsConfig:
     draws: int = 1
     """K, stored draws of 𝓜; later epochs draw theirs by the same rule."""
     seed: int = 0
-    """Of the draws of the train split; validation and test have a frozen one."""
+    """Of the draws of the train split; validation and test have one uniform draw, with a frozen seed."""
     policy: str = "uniform"
     """Which tokens are hidden together: "uniform" (each by itself), "whole-word" or "span"."""
     span: int = 3
@@ -78,16 +78,24 @@ class ShardsConfig:
     """Processes; 0 takes one per core. Does not change the result."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rate", masking.spelling(self.rate))
+        try:
+            object.__setattr__(self, "rate", masking.spelling(self.rate))
+        except UsageError as error:
+            raise UsageError(f"shards.rate: {error}") from None
         p = masking.fraction(self.rate)
         least = packing.SPECIALS + -(-p.denominator // p.numerator)
         refuse = [
             (self.length % 8 or not 0 < self.length <= LONGEST, "length", f"a multiple of 8 up to {LONGEST}"),
             (self.length < least, "length", f"at least {least}: [CLS], [SEP] and ⌈1/p⌉ tokens"),
-            (self.draws < 1, "draws", "1 or more"),
+            (
+                not 1 <= self.draws <= 1000,
+                "draws",
+                "1 or more, 1000 at most: later epochs draw theirs by the same rule",
+            ),
             (not 0 <= self.seed < 1 << 64, "seed", "a number from 0 to 2^64 - 1"),
             (self.policy not in masking.POLICIES, "policy", ", ".join(masking.POLICIES)),
             (not 1 <= self.span <= LONGEST, "span", f"1 to {LONGEST}"),
+            (self.span != type(self).span and self.policy != "span", "span", "it with shards.policy: span only"),
             (self.corruption not in ("mask", "80/10/10"), "corruption", 'mask or "80/10/10"'),
             (self.packing not in packing.METHODS, "packing", " or ".join(packing.METHODS)),
             (self.block_bytes < 1, "block_bytes", f"1 or more, such as {8 << 20}"),
@@ -244,7 +252,8 @@ class _Making:
 
     def _shard_jobs(self, split: str, done: list[Done]) -> Iterator[draws.Job]:
         """Shards of consecutive blocks, as many as have about `shard_bytes` of text together."""
-        seed, policy = masking.seed_of(split, self.config.seed), Policy(self.config.policy, self.config.span)
+        policy = Policy(self.config.policy, self.config.span)
+        seed, policy, number_of_draws = masking.manner_of(split, self.config.seed, policy, self.config.draws)
         fixed: dict[str, Any] = {"scratch": str(self.work.scratch), "seed": seed, "policy": policy}
         number, first, document = 0, 0, 0
         for some in _grouped([(job, receipt[split]) for job, receipt in done], self.config.shard_bytes):
@@ -258,7 +267,7 @@ class _Making:
                     first_documents=tuple(at for _, at in blocks),
                     first=first,
                     rate=self.config.rate,
-                    draws=self.config.draws,
+                    draws=number_of_draws,
                     words=str(self.words),
                     **fixed,
                 )

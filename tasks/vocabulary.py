@@ -34,6 +34,8 @@ STAGE = "vocabulary"
 VERSION = 2
 MODELS = {"bpe": len(SPECIAL_IDS) + 256, "unigram": len(SPECIAL_IDS) + 256, "wordpiece": 128}
 """Name -> the smallest size that makes sense: special tokens and all bytes, or letters and what is made of them."""
+LARGEST = 1 << 22
+"""Tokens; the largest vocabularies in use have a million, and one of billions would take all memory."""
 NO_SPLIT = "The corpus has no document in its train split; add text to its sources."
 
 
@@ -79,6 +81,8 @@ class VocabularyConfig:
                 )
 
     def _check_learnt(self) -> None:
+        if self.size > LARGEST:
+            raise UsageError(f"vocabulary.size is {self.size:,}; use at most {LARGEST:,}.")
         smallest = MODELS[self.model] + self.reserved
         if self.size < smallest:
             what = "letters and what is made of them" if self.model == "wordpiece" else "256 bytes"
@@ -218,7 +222,7 @@ def _learnt(config: VocabularyConfig, corpus: Manifest) -> _Made:
     set_template(tokenizer, SPECIAL_IDS)
     size = tokenizer.get_vocab_size()
     if size < asked:
-        say(f"vocabulary: {size} tokens instead of {asked}; the corpus has no more to learn")
+        say(f"vocabulary: {size:,} tokens instead of {asked:,}; the corpus has no more to learn")
     lossless = config.model != "wordpiece" and not (config.lowercase or config.prefix_space)
     facts = {"source": "learnt", "asked": config.size, "sample": sample}
     return _Made(tokenizer, dict(SPECIAL_IDS), config.reserved, lossless, counts, facts)
@@ -233,7 +237,7 @@ def learn_from(
     counts: dict[str, int] = {}
     places = SPACES if manner.prefix_space else SPACES_AND_LINES
     passes = 2 if manner.model == "wordpiece" else 1
-    with progress(STAGE, passes * texts_of(corpus, "train"), "documents") as bar:
+    with progress(STAGE, passes * texts_of(corpus, "train"), "documents" if passes == 1 else "documents, twice each,") as bar:
 
         def texts() -> Iterator[list[str]]:
             counts.clear()

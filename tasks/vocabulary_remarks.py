@@ -100,9 +100,10 @@ def _ids(card: Mapping[str, Any]) -> list[str]:
         return [
             f"{share(unused, ordinary)} of the ids of text are never used in the {what}: a smaller vocabulary would do."
         ]
-    if totals.get("tokens") and 100 * untrained(card) > HARDLY * ordinary:
+    hardly = untrained(card) - card["ids"]["unused_single"]  # bytes: a smaller vocabulary has them, too
+    if totals.get("tokens") and 100 * hardly > HARDLY * ordinary:
         return [
-            f"Training meets {share(untrained(card), ordinary)} of the ids of text less often than {ids['rare_below']} "
+            f"Training meets {share(hardly, ordinary)} of the ids of text less often than {ids['rare_below']} "
             "times and will learn them badly: use a smaller vocabulary, or more text."
         ]
     return []

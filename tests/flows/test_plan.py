@@ -196,3 +196,9 @@ def test_the_page_for_programs_is_json(recipe: Recipe, store: Store) -> None:
     page = json.loads(json.dumps(plan.page(plan.plan(recipe, store))))
     assert [it["stage"] for it in page] == STAGES
     assert set(page[0]) == {"stage", "action", "why", "key", "digest"}
+
+
+def test_a_tokenizer_that_is_not_there_is_named_before_the_corpus_is_made(tmp_path: Path) -> None:
+    recipe = recipes.load("tiny", [], [f"vocabulary.tokenizer={tmp_path / 'nosuch'}"])
+    with pytest.raises(UsageError, match=r"vocabulary\.tokenizer: .*nosuch is no tokenizer\.json"):
+        plan.plan(recipe, Store(tmp_path))

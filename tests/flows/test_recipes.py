@@ -191,7 +191,7 @@ def test_a_key_that_stands_twice_an_empty_source_and_a_bad_override_are_named(tm
         recipes.load(str(twice))
     with pytest.raises(UsageError, match="source is empty"):
         recipes.load("tiny", [""])
-    with pytest.raises(UsageError, match=r"tiny.yaml --set shards.rate=2: The mask rate '2'"):
+    with pytest.raises(UsageError, match=r"tiny.yaml --set shards.rate=2: shards.rate: The mask rate '2'"):
         recipes.load("tiny", [], ["shards.rate=2"])
 
 

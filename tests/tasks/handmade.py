@@ -54,9 +54,9 @@ def shards(
                 lengths = [_lengths(rng, length) for _ in ids]
                 tokens_RL = np.stack([_row(rng, one, length, size) for one in lengths])
                 name = f"{split}-{part:05d}.arrow"
-                mask_seed = seed if split == "train" else masking.EVALUATION_SEED
-                masks = Masks(mask_seed, rate, Policy(policy), words_of(size))
-                _write(workspace.folder / name, tokens_RL, lengths, ids, masks, draws)
+                mask_seed, own, stored = masking.manner_of(split, seed, Policy(policy), draws)
+                masks = Masks(mask_seed, rate, own, words_of(size))
+                _write(workspace.folder / name, tokens_RL, lengths, ids, masks, stored)
                 if split == "train":
                     unigrams += np.bincount(tokens_RL[tokens_RL >= 5], minlength=size)
                 tokens_all += int((tokens_RL >= 5).sum())

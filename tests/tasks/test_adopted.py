@@ -165,7 +165,11 @@ def test_odd_files_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(UsageError, match="no folder with one"):
         adopted.find(str(tmp_path))
     path = tmp_path / "tokenizer.json"
-    path.write_text("{}")
+    for page in ("{}", "[1]", "word\nanother\n", '{"model": 3}'):  # the third is a vocab.txt
+        path.write_text(page)
+        with pytest.raises(UsageError, match=r"is not the tokenizer\.json of a fast tokenizer; save one with"):
+            adopted.find(str(path))
+    path.write_text('{"model": {"type": "BPE"}}')
     with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer"):
         adopted.adopt(adopted.find(str(path)))
     folder = saved(tmp_path / "sparse", "gpt2")

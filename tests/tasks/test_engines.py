@@ -230,7 +230,7 @@ def test_an_engine_that_fails_falls_back_and_says_why_in_one_line(path, stand_in
     name, why = choose(path, PROSE[:5])
     assert (name, why) == (
         REFERENCE,
-        "gigatoken cannot encode a text (no such thing); use the engine tokenizers.",
+        "gigatoken cannot encode a text (no such thing), so tokenizers is used.",
     )
     with pytest.raises(DataError, match="cannot encode a text"):
         open_engine(FAST, path).encode(["a"])
@@ -359,7 +359,7 @@ def test_a_normalizer_that_it_does_not_know_falls_back(changed):
     name, why = choose(changed(normalizer={"type": "Lowercase"}), PROSE[:3])
     assert (name, why) == (
         REFERENCE,
-        "gigatoken cannot open this vocabulary (Unsupported normalizer type: Lowercase); use the engine tokenizers.",
+        "gigatoken cannot open this vocabulary (Unsupported normalizer type: Lowercase), so tokenizers is used.",
     )
 
 

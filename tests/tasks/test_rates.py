@@ -125,3 +125,10 @@ def test_a_recipe_writes_rates_as_numbers_per_cent_or_fractions():
 def test_a_schedule_that_cannot_be_is_refused_by_its_key(given, key):
     with pytest.raises(UsageError, match=rf"pretrain\.mask_rates\.{key}\b"):
         MaskRates(**given)
+
+
+def test_a_rate_at_which_a_full_row_hides_nothing_is_refused_before_anything_runs():
+    MaskRates("linear", ("0.3", "0.05")).check(22)
+    for rates in (MaskRates(rates=("0.01",)), MaskRates("linear", ("0.3", "0.01"))):
+        with pytest.raises(UsageError, match=r"pretrain\.mask_rates\.rates: 0\.01 hides no token of a row of 32"):
+            rates.check(32)

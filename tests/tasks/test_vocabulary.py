@@ -352,7 +352,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary_and_says_so(store, capsys):
     made, _ = vocabulary(VocabularyConfig(size=1000), make_corpus(store, ["ab ab ab cd", "ab"]), store)
     assert made.facts["tokens"] == made.facts["ordinary"][0][1] < 300 and made.facts["asked"] == 1000
     assert made.facts["size"] % 64 == 0 and made.facts["size"] - made.facts["tokens"] == made.facts["reserved"]
-    assert f"{made.facts['tokens']} tokens instead of 1000" in capsys.readouterr().err
+    assert f"{made.facts['tokens']} tokens instead of 1,000" in capsys.readouterr().err
 
 
 def test_wrong_use_is_one_sentence(store):
