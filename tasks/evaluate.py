@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .artifacts import Built, Identity, Manifest, Store, Workspace, digest_of, write_atomic
+from .artifacts import Built, Identity, Manifest, Store, Workspace, check_parent, digest_of, write_atomic
 from .errors import DataError, NumericError, UsageError
 from .hardware import device_kind, thread_count
 from .keys import permutation
@@ -97,9 +97,12 @@ def evaluate(
         champion: the pretrain manifest of the model to beat; None where there is none. One of another vocabulary is
             named in the report and not scored: masked scores over different tokens cannot be compared.
     Raises:
-        UsageError: a test split in which nothing is hidden, a sentence beyond the context. NumericError: a score that
+        UsageError: a test split in which nothing is hidden, a sentence beyond the context, another vocabulary than the
+        shards' or the weights'. NumericError: a score that
         is not finite. DataError: damaged shards or weights.
     """
+    for made in (shards, pretrain):
+        check_parent(STAGE, made, vocabulary)
     this = identity(config, vocabulary.digest, shards.digest, pretrain.digest, champion.digest if champion else None)
     if champion and "champion" not in this.inputs:
         champion = None

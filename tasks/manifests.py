@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, UsageError
 
 MANIFEST = "manifest.json"
 MEASURED = "measured"
@@ -223,6 +223,17 @@ def load(folder: Path) -> Manifest:
             state = "missing" if size is None else f"{size} bytes instead of {entry.bytes}"
             raise DataError(f"{folder / name} is damaged: {state}; run again to make it anew.")
     return manifest
+
+
+def check_parent(stage: str, made: Manifest, parent: Manifest) -> None:
+    """Raises UsageError where `stage` is given an artifact that was made from another parent than the one beside it:
+    token ids of another vocabulary train and score without an error, to nonsense. One made by hand may not say."""
+    made_with = made.identity.inputs.get(parent.stage, parent.digest)
+    if made_with != parent.digest:
+        raise UsageError(
+            f"{stage}: the {made.stage} artifact {made.digest[:12]} was made with the {parent.stage} {made_with[:12]}, "
+            f"and this is {parent.digest[:12]}; give that {parent.stage}, or make the {made.stage} artifact again."
+        )
 
 
 def _check_inside(folder: Path, name: str) -> None:

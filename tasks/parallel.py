@@ -52,7 +52,7 @@ class _Started:
             return self.future.result()
         except BrokenProcessPool as error:
             raise MemoryExhausted(
-                "A worker process was killed, most likely for memory; give fewer corpus.workers."
+                "A worker process was killed, most likely for memory; give fewer corpus.workers or shards.workers."
             ) from error
 
 

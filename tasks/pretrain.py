@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, write_atomic
+from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, check_parent, digest_of, write_atomic
 from .errors import InterruptedRun, MaskmillError, UsageError
 from .hardware import compute_dtype, device_kind, thread_count
 from .journal import SPOOL
@@ -148,7 +148,7 @@ def pretrain(
         InterruptedRun: stopped by a signal; the same call goes on.
         NumericError, MemoryExhausted, DiskFullError, DataError: as they say.
     """
-    _check_vocabulary(vocabulary, shards)
+    check_parent(STAGE, shards, vocabulary)
     config.mask_rates.check(shards.facts["length"])
     this = identity(config, vocabulary.digest, shards.digest)
     settings = [dict(this.config), {"vocabulary": vocabulary.digest}]  # a checkpoint knows the shards by its position
@@ -167,16 +167,6 @@ def pretrain(
         return _train(job, workspace, Spool(workspace.folder / SPOOL, on_metrics))
 
     return store.make(this, build, libraries=("torch", "safetensors", "numpy"))
-
-
-def _check_vocabulary(vocabulary: Manifest, shards: Manifest) -> None:
-    """Token ids of another vocabulary train without an error, to nonsense. Shards written by hand may not say."""
-    made_with = shards.identity.inputs.get("vocabulary", vocabulary.digest)
-    if made_with != vocabulary.digest:
-        raise UsageError(
-            f"pretrain: the shards {shards.digest[:12]} were made with the vocabulary {made_with[:12]}, and this is "
-            f"{vocabulary.digest[:12]}; give the vocabulary that they were made with, or make the shards again."
-        )
 
 
 class Spool:

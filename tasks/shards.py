@@ -34,7 +34,7 @@ from .tokens import SPLITS, texts_of
 __all__ = ["STAGE", "VERSION", "ShardsConfig", "identity", "shards", "verify_masks"]
 
 STAGE = "shards"
-VERSION = 2
+VERSION = 3
 LONGEST = 65528
 """Segment lengths are stored in 16 bits."""
 NOT_IDENTITY = {"workers"}
@@ -154,7 +154,7 @@ class _Making:
         found = spans(self.corpus, self.config.block_bytes)
         with ExitStack() as stack:
             workers = self._workers(found)
-            here = pool is None or not workers  # to start a cluster would take longer than the work
+            here = pool is None or self._small()  # to start a cluster would take longer than the work
             self.alone = here and workers <= FEW
             if here:
                 pool = stack.enter_context((threads if self.alone else processes)(workers))
@@ -177,10 +177,12 @@ class _Making:
         measured = {"engine": self.engine, "seconds_encode": encoded - started, "cpu_seconds_draws": seconds}
         return Built(counts, facts, measured | {"seconds_masks": time.monotonic() - encoded})
 
+    def _small(self) -> bool:
+        return self.corpus.counts.get("bytes_kept", SMALL_BYTES) < SMALL_BYTES
+
     def _workers(self, found: list[Span]) -> int:
-        small = self.corpus.counts.get("bytes_kept", SMALL_BYTES) < SMALL_BYTES
         wanted = self.config.workers or thread_count()
-        return 0 if small or wanted == 1 else min(wanted, max(len(found), 2))
+        return 0 if self._small() or wanted == 1 else min(wanted, max(len(found), 2))
 
     # First pass: spans of documents become blocks of rows.
 

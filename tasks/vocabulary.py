@@ -237,7 +237,8 @@ def learn_from(
     counts: dict[str, int] = {}
     places = SPACES if manner.prefix_space else SPACES_AND_LINES
     passes = 2 if manner.model == "wordpiece" else 1
-    with progress(STAGE, passes * texts_of(corpus, "train"), "documents" if passes == 1 else "documents, twice each,") as bar:
+    what = "documents" if passes == 1 else "documents, twice each,"
+    with progress(STAGE, passes * texts_of(corpus, "train"), what) as bar:
 
         def texts() -> Iterator[list[str]]:
             counts.clear()

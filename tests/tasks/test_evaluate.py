@@ -221,6 +221,19 @@ def test_ranks_break_ties_by_the_lower_id():
     assert target_ranks(logits, logits.argmax(dim=1)).tolist() == [0, 0]
 
 
+def test_shards_or_weights_of_another_vocabulary_are_refused(tmp_path):
+    store = Store(tmp_path)
+    parent = handmade.vocabulary(store)
+    for made in ("shards", "pretrain"):
+        odd = SimpleNamespace(stage=made, digest="a" * 64, identity=SimpleNamespace(inputs={"vocabulary": "f" * 64}))
+        right = SimpleNamespace(identity=SimpleNamespace(inputs={}))
+        inputs = (odd, right) if made == "shards" else (right, odd)
+        with pytest.raises(
+            UsageError, match=f"evaluate: the {made} artifact aaaaaaaaaaaa was made with the vocabulary ffff"
+        ):
+            evaluate(EvaluateConfig(), parent, *inputs, None, store)
+
+
 def test_the_unigram_scorer_never_names_a_special_token():
     logits = unigram_scorer(np.array([0, 0, 0, 0, 0, 3, 0]), [[5, 7]])(None, None, torch.zeros(2))
     assert torch.isinf(logits[:, :5]).all() and logits[0, 5:].exp().tolist() == pytest.approx([0.8, 0.2])

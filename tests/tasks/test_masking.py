@@ -239,6 +239,15 @@ def test_golden_keys_and_draw_never_change():
         assert [np.flatnonzero(row).tolist() for row in hidden] == golden, policy
 
 
+def test_golden_replacements_never_change():
+    tokens_RL = np.arange(40, 80).reshape(1, 40)
+    address = {"seed": 1, "draw": 2, "sequence_ids": [3], "mask_id": 4, "ordinary_ids": np.arange(5, 1005)}
+    shown = masking.corrupt(tokens_RL, np.ones((1, 40), bool), policy="80/10/10", **address)[0]
+    kept = np.flatnonzero(shown == tokens_RL[0]).tolist()
+    replaced = {int(at): int(shown[at]) for at in np.flatnonzero((shown != tokens_RL[0]) & (shown != 4))}
+    assert (kept, replaced) == GOLDEN_REPLACEMENTS
+
+
 def test_packed_bits_come_back():
     hidden = np.random.default_rng(0).random((5, 24)) < 0.3
     assert masking.pack_bits(hidden).shape == (5, 3)
@@ -290,3 +299,4 @@ GOLDEN_DRAWS = {
     "whole-word": [[7, 8, 11], [6, 7, 8, 12]],
     "span": [[2, 3, 11], [6, 10, 11, 12]],
 }
+GOLDEN_REPLACEMENTS = ([1, 17, 23, 25, 27, 29], {8: 863, 14: 598, 15: 191, 32: 833, 36: 754, 39: 663})
