@@ -23,6 +23,8 @@ class Report:
     bytes: int = 0
     findings: list[str] = field(default_factory=list)
     """One line each, naming the file."""
+    notes: list[str] = field(default_factory=list)
+    """What was not checked, and why; no damage."""
 
     def page(self) -> dict[str, Any]:
         """The report for programs."""
@@ -52,7 +54,9 @@ def _findings(stage: str, folder: Path, report: Report) -> list[str]:
     try:
         manifest = artifacts.load(folder)
         findings = artifacts.verify(manifest)
-        if stage == shards.STAGE:
+        if stage == shards.STAGE and manifest.identity.version != shards.VERSION:
+            report.notes.append(f"{folder}: its masks are of version {manifest.identity.version}; not drawn again")
+        elif stage == shards.STAGE:
             findings += shards.verify_masks(manifest)
         report.bytes += manifest.bytes
         return findings
@@ -62,8 +66,8 @@ def _findings(stage: str, folder: Path, report: Report) -> list[str]:
 
 def show(report: Report) -> None:
     """The report for people, on stdout."""
-    for finding in report.findings:
-        print(finding)
+    for line in (*report.notes, *report.findings):
+        print(line)
     number = sum(report.artifacts.values())
     checked = ", ".join(f"{number} {name}" for name, number in report.artifacts.items()) or "nothing is there yet"
     verdict = f"{report.damaged} of {number} artifacts damaged; checked" if report.findings else "all intact"

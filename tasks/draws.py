@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from . import masking
 from .arrays import values
-from .artifacts import Manifest, finish_unit, finished_unit
+from .artifacts import Manifest, file_digest, finish_unit, finished_unit
 from .errors import DataError
 from .masking import Policy
 from .packing import SPECIALS
@@ -31,6 +31,8 @@ class Job:
     scratch: str
     blocks: tuple[str, ...]
     """Files of rows, below scratch."""
+    digests: tuple[str, ...]
+    """Of each block, its sha256 when it was written."""
     first_documents: tuple[int, ...]
     """Of each block, the index in the split of its first document."""
     first: int
@@ -45,11 +47,15 @@ class Job:
 
 
 def make_shard(job: Job) -> dict[str, Any]:
-    """Writes a shard, unless an earlier run did. Returns its books; "seconds" is what the draws took."""
+    """Writes a shard, unless an earlier run did from the same blocks. Returns its books; "seconds" is what the draws
+    took. Raises DataError for a block whose bytes have changed since: what is made of it would be sealed as good.
+    """
     scratch = Path(job.scratch)
     found = finished_unit(scratch, job.name)
-    if found is not None:
+    if found is not None and found["blocks"] == list(job.digests):
         return found
+    for block, digest in zip(job.blocks, job.digests, strict=True):
+        check_bytes(scratch / block, digest)
     rows = joined([read(scratch / block) for block in job.blocks], list(job.first_documents), job.first)
     masks = Masks(job.seed, job.rate, job.policy, np.load(job.words, allow_pickle=False))
     started = time.process_time()
@@ -59,6 +65,7 @@ def make_shard(job: Job) -> dict[str, Any]:
     lengths, _ = segments_of(rows)
     hidden_S = masking.count(lengths - SPECIALS, job.rate)
     facts = {
+        "blocks": list(job.digests),
         "rows": rows.num_rows,
         "segments": len(lengths),
         "tokens": int((lengths - SPECIALS).sum()),
@@ -67,6 +74,12 @@ def make_shard(job: Job) -> dict[str, Any]:
         "seconds": round(seconds, 6),
     }
     return finish_unit(scratch, job.name, [scratch / job.name], facts)
+
+
+def check_bytes(path: Path, digest: str) -> None:
+    """Raises DataError where a file is not the one that was written."""
+    if file_digest(path) != digest:
+        raise DataError(f"{path} is damaged: its bytes are not those that were written; run again to make it anew.")
 
 
 def masks_of(manifest: Manifest, split: str) -> Masks:

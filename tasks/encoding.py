@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from . import packing
-from .artifacts import finish_unit, finished_unit, save_array
+from .artifacts import file_digest, finish_unit, finished_unit, save_array
 from .engines import REFERENCE, TextEncoder, check_parity, open_engine
 from .errors import DataError
 from .packing import SPECIALS, Text
@@ -68,7 +68,8 @@ class Job:
 
 
 def make_rows(job: Job) -> dict[str, Any]:
-    """The unit's receipt: the books of each split (facts["splits"]), its rows among them. Finished ones are found.
+    """The unit's receipt: the books of each split ("splits"), its rows among them, and the sha256 of each file, which
+    hours later is compared before the file is used ("digests"). Finished ones are found.
 
     Raises ParityError where a fast engine is not equal to the reference, DataError for a damaged corpus.
     """
@@ -92,7 +93,8 @@ def make_rows(job: Job) -> dict[str, Any]:
         if split == "train":
             unigrams += counts
     save_array(files[0], unigrams)
-    return finish_unit(scratch, job.name, files, {"splits": books})
+    digests = {path.name: file_digest(path) for path in files}
+    return finish_unit(scratch, job.name, files, {"splits": books, "digests": digests})
 
 
 def _encode(job: Job, engine: TextEncoder, texts: list[pa.Array]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -52,7 +52,7 @@ class TextEncoder(Protocol):
         """
 
 
-class _FastFails(DataError):
+class FastFails(DataError):
     """Of the fast engine itself, not of the file or the texts: a reason to do without it."""
 
 
@@ -166,7 +166,7 @@ def choose(path: Path, texts: Iterable[str]) -> tuple[str, str]:
     try:
         fast = open_engine(FAST, path)
         differs = check_parity(fast, reference, odd_texts(names)) or check_parity(fast, reference, texts)
-    except _FastFails as error:
+    except FastFails as error:
         return REFERENCE, str(error)
     versions = f"{FAST} {fast.version}", f"{REFERENCE} {reference.version}"
     if differs:
@@ -269,4 +269,4 @@ def _guarded(work: Callable[[], Any], what: str) -> Any:
         raise
     except BaseException as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _FastFails(f"{FAST} {what} ({why}), so {REFERENCE} is used.") from None
+        raise FastFails(f"{FAST} {what} ({why}), so {REFERENCE} is used.") from None

@@ -76,6 +76,8 @@ def fraction(rate: str) -> Fraction:
     """
     text = rate.strip()
     try:
+        if len(text) > 64 or "e" in text.lower():
+            raise ValueError("1e-300000000 would take all memory")
         p = Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"The mask rate {rate!r} is not a number; write it like 0.3 or 30%.") from None

@@ -81,6 +81,8 @@ class MaskRates:
         """Raises UsageError for a rate at which a full row of L hides nothing: a step would train on nothing."""
         for rate in self.rates:
             p = masking.fraction(rate)
+            if self.schedule == "linear":
+                p = Fraction(p * FINEST // 1, FINEST)
             least = SPECIALS + -(-p.denominator // p.numerator)
             if length < least:
                 raise UsageError(

@@ -90,6 +90,8 @@ def joined(blocks: list[pa.RecordBatch], first_documents: list[int], first: int)
     columns = [
         np.concatenate([values(part.values.field(name)) for part in parts]) for name in ("length", "document", "start")
     ]
+    if first_documents[-1] + len(counts) * tokens.shape[1] >= 1 << 32:  # at most so many in the last block
+        raise DataError("A split has more documents than 32 bits can number; make shards of parts of the corpus.")
     columns[1] = columns[1] + np.repeat(first_documents, [len(part.values) for part in parts]).astype(np.uint32)
     return pa.record_batch(
         {

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,15 @@ UNDER_TRAINED = 100
 PARITY_BYTES = 256 << 10
 """Text that a fast engine is tried on before it is used."""
 
-Done: TypeAlias = tuple[encoding.Job, dict[str, dict[str, int]]]
-"""A span's job, and the books of each split."""
+
+class Done(NamedTuple):
+    """A span that is encoded."""
+
+    job: encoding.Job
+    books: dict[str, dict[str, int]]
+    """Of each split."""
+    digests: dict[str, str]
+    """Of each file below scratch."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,9 @@ class ShardsConfig:
             (self.length % 8 or not 0 < self.length <= LONGEST, "length", f"a multiple of 8 up to {LONGEST}"),
             (self.length < least, "length", f"at least {least}: [CLS], [SEP] and ⌈1/p⌉ tokens"),
             (
-                not 1 <= self.draws <= 1000,
+                not 1 <= self.draws <= 100,
                 "draws",
-                "1 or more, 1000 at most: later epochs draw theirs by the same rule",
+                "1 or more, 100 at most: later epochs draw theirs by the same rule",
             ),
             (not 0 <= self.seed < 1 << 64, "seed", "a number from 0 to 2^64 - 1"),
             (self.policy not in masking.POLICIES, "policy", ", ".join(masking.POLICIES)),
@@ -142,7 +149,7 @@ class _Making:
 
     def __init__(self, config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, work: Workspace) -> None:
         self.config, self.corpus, self.work = config, corpus, work
-        self.facts = vocabulary.facts
+        self.vocabulary, self.facts = vocabulary, vocabulary.facts
         self.tokenizer, self.words = (vocabulary.whole(name) for name in ("tokenizer.json", "words.npy"))
         self.engine = engines.REFERENCE
         self.alone = True
@@ -193,7 +200,7 @@ class _Making:
             say(f"{STAGE:<10}  engine {self.engine}: {why}")
         try:
             return self._encode(found, pool)
-        except ParityError as error:
+        except (ParityError, engines.FastFails) as error:
             say(f"{STAGE:<10}  {error} All spans are encoded again by {engines.REFERENCE}.")
             self.engine = engines.REFERENCE
             return self._encode(found, pool)
@@ -202,7 +209,7 @@ class _Making:
         done = []
         with progress(STAGE, sum(texts_of(self.corpus, split) for split in SPLITS), "documents") as bar:
             for job, receipt in in_order(map(self._job, found), encoding.make_rows, pool):
-                done.append((job, receipt["splits"]))
+                done.append(Done(job, receipt["splits"], receipt["digests"]))
                 bar.advance(sum(books["documents"] for books in receipt["splits"].values()))
         return done
 
@@ -235,10 +242,12 @@ class _Making:
 
     def _shards(self, done: list[Done], pool: Pool | None) -> tuple[dict[str, Any], float]:
         """Writes the shards. Returns facts["splits"], and the CPU seconds that the draws took."""
-        splits: dict[str, dict[str, Any]] = {split: {"rows": 0, "files": []} for split in SPLITS}
+        for path in self.work.folder.glob("*.arrow"):  # a run was killed while they moved: back to their receipts
+            os.replace(path, self.work.scratch / path.name)
+        splits: dict[str, dict[str, Any]] = {split: {"rows": 0, "masked": 0, "files": []} for split in SPLITS}
         jobs = [job for split in SPLITS for job in self._shard_jobs(split, done)]
         seconds = 0.0
-        with progress("masks", sum(books["rows"] for _, receipt in done for books in receipt.values()), "rows") as bar:
+        with progress("masks", sum(books["rows"] for one in done for books in one.books.values()), "rows") as bar:
             for job, books in in_order(jobs, draws.make_shard, pool):
                 split = splits[job.name.partition("-")[0]]
                 split["files"].append({"name": job.name, "rows": books["rows"], "first_sequence": job.first})
@@ -248,6 +257,12 @@ class _Making:
                 bar.advance(books["rows"])
         for name, facts in splits.items():  # all are there: only now may a receipt lose its file
             _refuse_empty(name, facts["rows"])
+            if not facts["masked"]:
+                raise UsageError(
+                    f"Nothing of the {name} split is hidden at shards.rate {self.config.rate}: none of its segments "
+                    f"has {self.config.shortest} tokens; use a higher rate, or longer documents."
+                )
+        for facts in splits.values():
             for entry in facts["files"]:
                 os.replace(self.work.scratch / entry["name"], self.work.folder / entry["name"])
         return splits, seconds
@@ -258,15 +273,18 @@ class _Making:
         seed, policy, number_of_draws = masking.manner_of(split, self.config.seed, policy, self.config.draws)
         fixed: dict[str, Any] = {"scratch": str(self.work.scratch), "seed": seed, "policy": policy}
         number, first, document = 0, 0, 0
-        for some in _grouped([(job, receipt[split]) for job, receipt in done], self.config.shard_bytes):
+        for some in _grouped([(one, one.books[split]) for one in done], self.config.shard_bytes):
             documents = [books["documents"] for _, books in some]
             firsts = tuple(document + sum(documents[:at]) for at in range(len(some)))
-            blocks = [(job.block(split), at) for (job, books), at in zip(some, firsts, strict=True) if books["rows"]]
-            if blocks:
+            rows = [
+                (one, one.job.block(split), at) for (one, books), at in zip(some, firsts, strict=True) if books["rows"]
+            ]
+            if rows:
                 yield draws.Job(
                     name=f"{split}-{number:05d}.arrow",
-                    blocks=tuple(block for block, _ in blocks),
-                    first_documents=tuple(at for _, at in blocks),
+                    blocks=tuple(block for _, block, _ in rows),
+                    digests=tuple(one.digests[block] for one, block, _ in rows),
+                    first_documents=tuple(at for _, _, at in rows),
                     first=first,
                     rate=self.config.rate,
                     draws=number_of_draws,
@@ -281,10 +299,12 @@ class _Making:
     def _save_tables(self, done: list[Done]) -> NDArray[np.int64]:
         """unigrams.npy: how often each id occurs in the train split, int64 (V,); words.npy: the vocabulary's."""
         unigrams = np.zeros(self.facts["size"], np.int64)
-        for job, _ in done:
-            unigrams += np.load(self.work.scratch / job.unigrams, allow_pickle=False)
+        for one in done:
+            path = self.work.scratch / one.job.unigrams
+            draws.check_bytes(path, one.digests[path.name])
+            unigrams += np.load(path, allow_pickle=False)
         save_array(self.work.folder / "unigrams.npy", unigrams)
-        shutil.copyfile(self.words, self.work.folder / "words.npy")
+        shutil.copyfile(self.vocabulary.whole("words.npy"), self.work.folder / "words.npy")
         return unigrams
 
     def _balance(self, done: list[Done], splits: dict[str, Any]) -> dict[str, int]:
@@ -292,8 +312,8 @@ class _Making:
         counts: Counter[str] = Counter()
         for split in SPLITS:
             sums: Counter[str] = Counter()
-            for _, receipt in done:
-                sums.update(receipt[split])
+            for one in done:
+                sums.update(one.books[split])
             pairs = [
                 ("documents", texts_of(self.corpus, split), sums["documents"]),
                 ("tokens", sums["tokens"], splits[split]["tokens"]),
@@ -309,7 +329,7 @@ class _Making:
         return dict(counts)
 
 
-def _grouped(blocks: list[tuple[encoding.Job, dict[str, int]]], bytes_each: int) -> Iterator[list[Any]]:
+def _grouped(blocks: list[tuple[Done, dict[str, int]]], bytes_each: int) -> Iterator[list[Any]]:
     """Runs of blocks of about so much text; a larger block alone."""
     some: list[Any] = []
     held = 0

@@ -132,3 +132,5 @@ def test_a_rate_at_which_a_full_row_hides_nothing_is_refused_before_anything_run
     for rates in (MaskRates(rates=("0.01",)), MaskRates("linear", ("0.3", "0.01"))):
         with pytest.raises(UsageError, match=r"pretrain\.mask_rates\.rates: 0\.01 hides no token of a row of 32"):
             rates.check(32)
+    with pytest.raises(UsageError, match="hides no token of a row of 16"):
+        MaskRates("linear", ("0.3", "1/14")).check(16)  # its last step has 0.0714

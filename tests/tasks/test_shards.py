@@ -196,7 +196,7 @@ def test_the_books_balance(made, corpus, words):
 
 
 def test_a_wrong_number_of_documents_is_found(store, words):
-    texts = {"train": ["a b c d e"], "validation": ["a b c d"], "test": ["a b c"]}
+    texts = {"train": ["a b c d e"], "validation": ["a b c d e f"], "test": ["a b c d e g"]}
 
     def build(workspace: Workspace) -> Built:
         documents = [(text, split) for split, some in texts.items() for text in some]
@@ -251,24 +251,27 @@ class OtherEngine:
 
     name, version = "gigatoken", "0"
 
-    def __init__(self, path: Path, wrong: str) -> None:
-        self._right, self._wrong = engines.open_engine(engines.REFERENCE, path), wrong
+    def __init__(self, path: Path, wrong: str, fails: bool) -> None:
+        self._right, self._wrong, self._fails = engines.open_engine(engines.REFERENCE, path), wrong, fails
 
     def encode(self, texts):
         ids, sizes = self._right.encode(texts)
         if any(self._wrong in text for text in texts):
+            if self._fails:
+                raise engines.FastFails("gigatoken 0 differs from tokenizers: it panicked.")
             ids = ids.copy()
             ids[-1] = ids[-1] ^ 1
         return ids, sizes
 
 
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_fast_engine_that_turns_out_to_differ_is_dropped_with_all_that_it_made(
-    made, corpus, words, tmp_path, monkeypatch, capsys
+    made, corpus, words, tmp_path, monkeypatch, capsys, fails
 ):
     right = encoding.open_engine
 
     def opened(name: str, path: Path):
-        return OtherEngine(path, PROSE[40][:200]) if name == "gigatoken" else right(name, path)
+        return OtherEngine(path, PROSE[40][:200], fails) if name == "gigatoken" else right(name, path)
 
     monkeypatch.setattr(stage.engines, "choose", lambda path, texts: ("gigatoken", "it is equal on the sample."))
     monkeypatch.setattr(encoding, "open_engine", opened)
@@ -357,7 +360,10 @@ def test_a_kill_while_the_shards_move_into_place_is_survived(made, corpus, words
         patch.setattr(os, "replace", move)
         with pytest.raises(Killed):
             shards(CONFIG, corpus, words, Store(tmp_path))
-    assert shards(CONFIG, corpus, words, Store(tmp_path))[0].digest == made.digest
+        for module in (encoding, draws):
+            patch.setattr(module, "write", None)  # nothing is made twice
+        patch.setattr(os, "replace", replace_file)
+        assert shards(CONFIG, corpus, words, Store(tmp_path))[0].digest == made.digest
 
 
 def test_a_second_run_reuses_them(made, corpus, words, store):
@@ -445,6 +451,38 @@ def test_a_token_that_is_lost_on_the_way_into_a_row_is_noticed(corpus, words, tm
         shards(CONFIG, corpus, words, Store(tmp_path))
 
 
+def test_a_bit_that_flips_between_the_two_passes_is_noticed(made, corpus, words, tmp_path, monkeypatch):
+    make_shard = draws.make_shard
+
+    def flipped(job):
+        path = Path(job.scratch) / job.blocks[0]
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        return make_shard(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.draws, "make_shard", flipped)
+        with pytest.raises(DataError, match="is damaged: its bytes are not those that were written; run again"):
+            shards(CONFIG, corpus, words, Store(tmp_path))
+    assert shards(CONFIG, corpus, words, Store(tmp_path))[0].digest == made.digest
+
+
+def test_a_split_in_which_nothing_is_hidden_is_refused(store, words):
+    short = make_corpus(store, {"train": ["a", "b", " c"], "validation": ["some more text here"], "test": ["d"]})
+    with pytest.raises(UsageError, match=r"Nothing of the train split is hidden at shards\.rate 0\.29"):
+        shards(CONFIG, short, words, store)
+
+
+def test_shards_of_another_version_are_no_damage(corpus, words, tmp_path, monkeypatch):
+    from flows.verify import verify as verify_store
+
+    shards(CONFIG, corpus, words, Store(tmp_path))
+    monkeypatch.setattr(stage, "VERSION", stage.VERSION + 1)
+    report = verify_store(Store(tmp_path), "shards")
+    assert report.findings == [] and "not drawn again" in report.notes[0]
+
+
 def test_masks_of_another_sampler_are_refused(made):
     older = replace(made, facts={**made.facts, "sampler": {"name": "splitmix64", "version": 1}})
     with pytest.raises(DataError, match="its masks come from the sampler"):
@@ -510,7 +548,7 @@ def test_datasets_opens_a_shard_as_it_is(made, tmp_path):
         ({"policy": "words"}, r"shards\.policy is 'words'; use uniform, whole-word, span"),
         ({"policy": "span", "span": 0}, r"shards\.span is 0; use 1 to"),
         ({"span": 5}, r"shards\.span is 5; use it with shards\.policy: span only"),
-        ({"draws": 10**8}, r"shards\.draws is 100000000; use 1 or more, 1000 at most"),
+        ({"draws": 10**8}, r"shards\.draws is 100000000; use 1 or more, 100 at most"),
         ({"packing": "tight"}, r"shards\.packing is 'tight'; use best-fit or in-order"),
     ],
 )
