@@ -4,7 +4,6 @@ A span is a run of row groups. It is named by file and numbers, not sent as text
 reads nothing. Row groups are part of the corpus's bytes, hence of its digest: spans are a function of it.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +105,6 @@ def in_batches(texts: Sequence[pa.Array]) -> Iterator[list[str]]:
             count = max(1, int(np.searchsorted(ends, BATCH_BYTES, side="right")))
             yield rest[:count].to_pylist()
             rest = rest[count:]
-
-
-def documents_in(texts: dict[str, list[pa.Array]]) -> Counter[str]:
-    """How many documents there are of each split."""
-    return Counter({split: sum(map(len, some)) for split, some in texts.items()})
 
 
 def _unreadable(path: Path | str, error: Exception) -> DataError:
