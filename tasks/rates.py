@@ -1,7 +1,7 @@
 """The mask rate over a run. Masks are nested in p: a lower rate hides a subset, so a schedule needs no new shards.
 
     constant   one rate, or none: that of the shards
-    linear     from the first rate to the last, one share of the way a step, rounded down to 1/10000
+    linear     from the first rate to the last, as the positions B·L that are done, rounded down to 1/10000
     steps      one rate after the other; `at` are the shares of the run at which the next one begins
 
 All of it is exact rational arithmetic, so a step has the same rate on every machine and after every resume.
@@ -9,6 +9,7 @@ All of it is exact rational arithmetic, so a step has the same rate on every mac
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +37,7 @@ class MaskRates:
         if self.schedule not in ("constant", "linear", "steps"):
             raise UsageError(f"{KEY}.schedule is {self.schedule!r}; use constant, linear or steps.")
         for name in ("rates", "at"):  # one spelling for equal schedules: they are part of the weights' identity
-            object.__setattr__(self, name, tuple(_spelt(name, value) for value in getattr(self, name)))
+            object.__setattr__(self, name, tuple(spelt(f"{KEY}.{name}", value) for value in getattr(self, name)))
         wanted = {
             "constant": (len(self.rates) < 2, "one rate, or none for that of the shards"),
             "linear": (len(self.rates) == 2, "the first and the last rate, such as [0.3, 0.15]"),
@@ -63,15 +64,27 @@ class MaskRates:
         if any(later <= earlier for earlier, later in pairwise(shares)):
             raise UsageError(f"{KEY}.at is {list(self.at)}; each share must be larger than the one before it.")
 
-    def rate_at(self, step: int, total: int) -> str:
-        """The rate of step 0 <= step < total; "" is that of the shards."""
+    def rate_at(self, done: int, total: int, last: int = 1) -> str:
+        """The rate of the step before which 0 <= done < total was done; "" is that of the shards.
+
+        `done`, `total` and `last`, what the last step does, are positions, or steps where these are all of one size.
+        """
         if self.schedule == "constant":
             return self.rates[0] if self.rates else ""
         if self.schedule == "steps":
-            return self.rates[sum(Fraction(share) * total <= step for share in self.at)]
-        first, last = (masking.fraction(rate) for rate in self.rates)
-        exact = first + (last - first) * Fraction(step, max(total - 1, 1))
-        return masking.spelling(f"{exact * FINEST // 1}/{FINEST}")
+            return self.rates[sum(share * total <= done for share in self._shares)]
+        # in units of 1/FINEST
+        first, final = self._ends
+        rate = int((first + (final - first) * Fraction(done, max(total - last, 1))) // 1)
+        return masking.spelling(f"{rate}/{FINEST}")
+
+    @cached_property
+    def _shares(self) -> list[Fraction]:
+        return [Fraction(share) for share in self.at]
+
+    @cached_property
+    def _ends(self) -> list[Fraction]:
+        return [masking.fraction(rate) * FINEST for rate in self.rates]
 
     def highest(self, default: str) -> str:
         """The highest rate of the run, which sets the slots of a batch. `default` is the rate of the shards."""
@@ -96,11 +109,11 @@ class MaskRates:
         return self.schedule != "constant"
 
 
-def _spelt(name: str, value: Any) -> str:
-    """A rate or share in its one spelling. Raises UsageError naming the key."""
+def spelt(key: str, value: Any) -> str:
+    """A rate or a share of the run in its one spelling. Raises UsageError naming the key."""
     try:
         return masking.spelling(str(value))
     except UsageError:
         raise UsageError(
-            f"{KEY}.{name}: {value!r} is not a number between 0 and 1, both left out; write it like 0.3, 30% or 3/10."
+            f"{key}: {value!r} is not a number between 0 and 1, both left out; write it like 0.3, 30% or 3/10."
         ) from None

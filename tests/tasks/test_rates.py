@@ -76,6 +76,24 @@ def test_half_of_ten_steps_is_five():
 
 
 @settings(max_examples=60, deadline=None)
+@given(
+    total=st.integers(1, 200),
+    size=st.integers(1, 10**6),
+    rates=st.sampled_from(
+        [
+            MaskRates(),
+            MaskRates("linear", ("0.4", "0.15")),
+            MaskRates("linear", ("1/7", "2/3")),
+            MaskRates("steps", ("0.3", "0.4", "0.1"), ("1/3", "0.77")),
+        ]
+    ),
+)
+def test_in_positions_a_run_of_equal_steps_has_the_rates_that_it_has_in_steps(total, size, rates):
+    for step in range(total):
+        assert rates.rate_at(step * size, total * size, size) == rates.rate_at(step, total)
+
+
+@settings(max_examples=60, deadline=None)
 @given(pick=st.lists(RATE | THIRDS, min_size=2, max_size=2), total=st.integers(1, 100), steps=st.booleans())
 def test_no_step_is_above_the_highest_rate(pick, total, steps):
     rates = MaskRates("steps", tuple(pick), ("1/2",)) if steps else MaskRates("linear", tuple(pick))
