@@ -19,14 +19,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .attention import attend
 from .errors import DataError, UsageError
-
-PRODUCT_LENGTH = 512
-"""Up to this many positions attention on a CPU is two plain products. Measured on an EPYC with avx512_bf16 (torch
-2.13, one thread, a layer of B 128, L 64, D 128, forward and backward): in bf16 38 ms, against 75 ms by
-scaled_dot_product_attention, whose backward is the slow part; twice as fast at L 512 too; in float32 the two are equal.
-Past it the scores (B, H, L, L) would take too much memory."""
+from .sublayers import AttentionHalf, MlpHalf, turns
+from .tiles import Segments as Segments  # how callers describe packed rows
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,8 @@ class EncoderConfig:
     """Base of the rotary frequencies in local layers."""
     norm_eps: float = 1e-5
     """Added to the variance in every norm."""
+    dropout: float = 0.0
+    """Share of values dropped in training: of the embedding, the attention weights, and in attention and mlp."""
     pad_id: int = 0
     """Token id of [PAD]."""
     unk_id: int = 1
@@ -72,90 +72,32 @@ class EncoderConfig:
             )
         if min(self.vocabulary_size, self.length, self.layers, self.intermediate, self.global_every, self.window) < 1:
             raise UsageError(f"every size of the encoder must be at least 1, but it is {self}: correct the recipe.")
+        if min(self.rope_global, self.rope_local) <= 1 or self.norm_eps <= 0 or not 0 <= self.dropout < 1:
+            raise UsageError(
+                "the bases rope_global and rope_local must be above 1, norm_eps above 0 and dropout from 0 to below 1, "
+                f"but the encoder is {self}: correct the recipe."
+            )
 
     def is_global(self, layer: int) -> bool:
         """Whether layer number `layer` (from 0) attends to its whole segment."""
         return layer % self.global_every == 0
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Where the segments of each packed row are: a row holds several texts and attention stays inside each."""
-
-    positions_BL: Tensor
-    """int64: position inside the segment, from 0."""
-    mask_global_B1LL: Tensor
-    """bool: query position (third axis) may see key position (fourth axis)."""
-    mask_local_B1LL: Tensor
-    """The same with the window; the very same tensor where the window covers the row."""
-
-    @classmethod
-    def from_ids(cls, segment_ids_BL: Tensor, window: int) -> Segments:
-        """Segment numbers (B, L), -1 on padding, equal in one contiguous run per segment -> masks and positions.
-
-        A padding position sees itself only: a softmax over nothing would be NaN.
-        """
-        length = segment_ids_BL.shape[1]
-        at_L = torch.arange(length, device=segment_ids_BL.device)
-        starts_BL = F.pad(segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1], (1, 0), value=True)
-        first_BL = torch.where(starts_BL, at_L, 0).cummax(dim=1).values
-        padding_BL = segment_ids_BL < 0
-        positions_BL = (at_L - first_BL).masked_fill(padding_BL, 0)
-
-        same_BLL = (segment_ids_BL[:, :, None] == segment_ids_BL[:, None, :]) & ~padding_BL[:, :, None]
-        distance_LL = (at_L[:, None] - at_L[None, :]).abs()
-        global_BLL = same_BLL | (distance_LL == 0)
-        local_BLL = global_BLL if window // 2 >= length - 1 else global_BLL & (distance_LL <= window // 2)
-        mask_global_B1LL = global_BLL[:, None]
-        mask_local_B1LL = mask_global_B1LL if local_BLL is global_BLL else local_BLL[:, None]
-        return cls(positions_BL, mask_global_B1LL, mask_local_B1LL)
-
-    @property
-    def one_mask(self) -> bool:
-        """Whether the window covers the row, so that local layers see what global layers see."""
-        return self.mask_local_B1LL is self.mask_global_B1LL
-
-    def to(self, device: torch.device | str) -> Segments:
-        """The same segments on another device."""
-        mask_global = self.mask_global_B1LL.to(device, non_blocking=True)
-        mask_local = mask_global if self.one_mask else self.mask_local_B1LL.to(device, non_blocking=True)
-        return Segments(self.positions_BL.to(device, non_blocking=True), mask_global, mask_local)
+Turn = tuple[Tensor, Tensor]
+"""cos and sin."""
 
 
-def rotary(positions_BL: Tensor, theta: float, head_width: int) -> Tensor:
-    """exp(i * position * theta^(-2k/K)) for the K/2 pairs k: complex64 (B, L, 1, K/2) (Su et al. 2021)."""
+def rotary(positions_BL: Tensor, theta: float, head_width: int) -> Turn:
+    """cos and sin of position · theta^(-2k/K) for the K/2 pairs k: float32 (B, L, 1, K/2) (Su et al. 2021)."""
     exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=positions_BL.device) / head_width
-    at_L = torch.arange(positions_BL.shape[1], dtype=torch.float32, device=positions_BL.device)
-    angles = at_L[:, None] * (1.0 / theta**exponents)
-    return torch.polar(torch.ones_like(angles), angles)[positions_BL, None]
+    angles = positions_BL[..., None, None].float() * (1.0 / theta**exponents)
+    return angles.cos(), angles.sin()
 
 
-def pair_rows(weight_DD: Tensor, heads: int) -> Tensor:
-    """Rows 0, K/2, 1, K/2 + 1, … of each head: the stock rotation turns (i, i + K/2), and this makes them neighbours.
-
-    q k^T does not change when both take the same order, and neighbours are one complex number: one product rotates all.
-    Measured (one thread, B 128, L 64, D 128, bf16): 14 ms of an attention layer's 42 ms were rotation; 4 ms remain.
-    """
-    return weight_DD.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # type: ignore[no-untyped-call]
-
-
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Each pair (…, 2k), (…, 2k + 1) of x (B, L, heads, K) times a complex number of modulus 1, in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
-
-
-def added(mask_B1LL: Tensor) -> Tensor:
-    """The mask as a float32 term of the scores: 0 where a position is seen, -inf where not."""
-    return torch.zeros(mask_B1LL.shape, device=mask_B1LL.device).masked_fill(~mask_B1LL, -torch.inf)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, bias_B1LL: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K) + bias) v, per head: (B, H, L, K) -> (B, H, L, K)."""
-    if query.device.type != "cpu" or query.shape[2] > PRODUCT_LENGTH:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias_B1LL.to(query.dtype))
-    scores_BHLL = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias_B1LL
-    return scores_BHLL.softmax(dim=-1) @ value
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (k, k + K/2) of x (B, L, H, K), in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -163,21 +105,23 @@ class Attention(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.dropout
         self.query = nn.Linear(config.width, config.width, bias=False)
         self.key = nn.Linear(config.width, config.width, bias=False)
         self.value = nn.Linear(config.width, config.width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, h_BLD: Tensor, turn: Tensor, bias_B1LL: Tensor) -> Tensor:
-        heads = self.heads
-        weight = torch.cat((pair_rows(self.query.weight, heads), pair_rows(self.key.weight, heads), self.value.weight))
-        qkv = F.linear(h_BLD, weight).unflatten(-1, (3 * heads, -1))  # type: ignore[no-untyped-call]
-        query_key, value = qkv.split((2 * heads, heads), dim=2)
-        query, key = rotate(query_key, turn).transpose(1, 2).chunk(2, dim=1)
-        mixed_BHLK = attend(query, key, value.transpose(1, 2), bias_B1LL)
-        mixed: Tensor = self.output(mixed_BHLK.transpose(1, 2).flatten(2))
-        return mixed
+    def forward(
+        self, h_BLD: Tensor, turn: Turn, segments: Segments, is_global: bool, masked_M: Tensor | None
+    ) -> Tensor:
+        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+        qkv = F.linear(h_BLD, weight).unflatten(-1, (3, self.heads, -1))  # type: ignore[no-untyped-call]
+        query, key, value = qkv.unbind(2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(rotate(query, *turn), rotate(key, *turn), value, segments, is_global, dropout).flatten(2)
+        if masked_M is not None:
+            mixed = mixed.flatten(0, 1).index_select(0, masked_M)
+        return F.dropout(self.output(mixed), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -185,13 +129,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.dropout = config.dropout
         self.gate = nn.Linear(config.width, config.intermediate, bias=False)
         self.up = nn.Linear(config.width, config.intermediate, bias=False)
         self.down = nn.Linear(config.intermediate, config.width, bias=False)
 
-    def forward(self, h_BLD: Tensor) -> Tensor:
-        gate, up = F.linear(h_BLD, torch.cat((self.gate.weight, self.up.weight))).chunk(2, dim=-1)
-        return self.down(F.gelu(gate) * up)
+    def forward(self, h: Tensor) -> Tensor:
+        gate, up = F.linear(h, torch.cat((self.gate.weight, self.up.weight))).chunk(2, dim=-1)
+        return self.down(F.dropout(F.gelu(gate) * up, self.dropout, self.training))
 
 
 class Block(nn.Module):
@@ -199,19 +144,45 @@ class Block(nn.Module):
 
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
+        self.config = config
         self.is_global = config.is_global(layer)
         self.attention_norm = norm(config) if layer else nn.Identity()
         self.attention = Attention(config)
         self.mlp_norm = norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, h_BLD: Tensor, turn: Tensor, bias_B1LL: Tensor) -> Tensor:
-        h_BLD = h_BLD + self.attention(self.attention_norm(h_BLD), turn, bias_B1LL)
+    def forward(self, h_BLD: Tensor, turn: Tensor | Turn, segments: Segments, masked_M: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (M, D) where only some flat positions are asked for.
+
+        `turn` says how: as `sublayers.turns` gives it, by hand; as `rotary`, by the modules.
+        """
+        if isinstance(turn, Tensor):
+            return self._by_hand(h_BLD, turn, segments, masked_M)
+        attended = self.attention(self.attention_norm(h_BLD), turn, segments, self.is_global, masked_M)
+        if masked_M is not None:
+            h_BLD = h_BLD.flatten(0, 1).index_select(0, masked_M)
+        h_BLD = h_BLD + attended
         return h_BLD + self.mlp(self.mlp_norm(h_BLD))
+
+    def _by_hand(self, h: Tensor, turn: Tensor, segments: Segments, masked_M: Tensor | None) -> Tensor:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else h.dtype
+        attention, mlp, eps = self.attention, self.mlp, self.config.norm_eps
+        scale = getattr(self.attention_norm, "weight", None)
+        weights = (attention.query.weight, attention.key.weight, attention.value.weight, attention.output.weight)
+        setting = (self.is_global, self.config.heads, eps, dtype)
+        h = AttentionHalf.apply(h, scale, *weights, masked_M, turn, segments, setting)  # type: ignore[no-untyped-call]
+        halves = (self.mlp_norm.weight, mlp.gate.weight, mlp.up.weight, mlp.down.weight)
+        h = MlpHalf.apply(h, *halves, eps, dtype)  # type: ignore[no-untyped-call]
+        return h
 
 
 class Encoder(nn.Module):
     """Equation (2): token ids (B, L) and their segments -> hidden states (B, L, D)."""
+
+    recompute = False
+    """Whether a block keeps its input only and is computed again in the backward pass: less memory, more time."""
+    compiled = False
+    """Whether a compiler sees the blocks, so that the modules are used throughout: it cannot fuse what is opaque."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -221,22 +192,34 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = norm(config)
 
-    def forward(self, tokens_BL: Tensor, segments: Segments) -> Tensor:
-        config, head_width = self.config, self.config.width // self.config.heads
-        # Once a batch, not once a layer: the rotations, and the masks as what is added to the scores (0 or -inf).
-        seen_global = (
-            rotary(segments.positions_BL, config.rope_global, head_width),
-            added(segments.mask_global_B1LL),
-        )
-        seen_local = (
-            rotary(segments.positions_BL, config.rope_local, head_width),
-            seen_global[1] if segments.one_mask else added(segments.mask_local_B1LL),
-        )
-        h_BLD: Tensor = self.embedding_norm(self.embedding(tokens_BL))
-        for block in self.layers:
-            h_BLD = block(h_BLD, *(seen_global if block.is_global else seen_local))
-        final_BLD: Tensor = self.final_norm(h_BLD)
-        return final_BLD
+    def by_hand(self, h: Tensor) -> bool:
+        """Whether `sublayers` computes the blocks: on a CPU, unless something is dropped or a compiler looks on."""
+        dropout = self.config.dropout if self.training else 0.0
+        return h.device.type == "cpu" and not dropout and not self.compiled
+
+    def forward(self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor | None = None) -> Tensor:
+        """(B, L) -> (B, L, D), or (M, D) at the flat positions `masked_M` of the B·L."""
+        return self.states(self.embedding(tokens_BL), segments, masked_M)
+
+    def states(self, rows_BLD: Tensor, segments: Segments, masked_M: Tensor | None = None) -> Tensor:
+        """The same from rows of the embedding.
+
+        The last block looks at all positions and computes what follows its attention for those asked for only: every
+        other position of it has no part in the loss. At 15 % that is a twelfth of the work of 6 layers.
+        """
+        config = self.config
+        h_BLD = F.dropout(self.embedding_norm(rows_BLD), config.dropout, self.training)
+        made, head_width = turns if self.by_hand(h_BLD) else rotary, config.width // config.heads
+        # Once a batch, not once a layer.
+        turn_global = made(segments.positions_BL, config.rope_global, head_width)
+        turn_local = made(segments.positions_BL, config.rope_local, head_width)
+        for number, block in enumerate(self.layers, 1):
+            asked_M = masked_M if number == len(self.layers) else None
+            given = (h_BLD, turn_global if block.is_global else turn_local, segments, asked_M)
+            recompute = self.recompute and torch.is_grad_enabled()
+            h_BLD = checkpoint(block, *given, use_reentrant=False) if recompute else block(*given)
+        final: Tensor = self.final_norm(h_BLD)
+        return final
 
 
 class Prediction(nn.Module):
@@ -272,8 +255,7 @@ class MaskedLanguageModel(nn.Module):
 
     def forward(self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor) -> Tensor:
         """Equations (2) to (4): logits (M, V) at the flat positions `masked_M` of the B*L, gathered before the head."""
-        h_BLD = self.encoder(tokens_BL, segments)
-        return self.head(h_BLD.flatten(0, 1).index_select(0, masked_M))
+        return self.head(self.encoder(tokens_BL, segments, masked_M))
 
 
 def norm(config: EncoderConfig) -> nn.LayerNorm:

@@ -12,9 +12,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .encoder import MaskedLanguageModel, Segments
+from .sublayers import TiedEmbedding
+from .tiles import ROWS_LENGTH
 
 
 class Loss(NamedTuple):
@@ -23,59 +26,74 @@ class Loss(NamedTuple):
     sum_nll: Tensor
     """Scalar, float32, in nats: Σ −log p(target)."""
     correct: Tensor
-    """Scalar, float32, no gradient: how many argmaxes are the target."""
+    """Scalar, float32, no gradient: how many targets no other token exceeds in probability."""
 
 
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits computed at a time: few enough to stay in the cache of a CPU, to bound the memory of a GPU."""
+HELD = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Logits at a time in the type of the products: enough for products at full speed, few enough to bound the memory."""
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Logits at a time in float32: few enough to stay in the cache of a CPU."""
 FEWEST_SLOTS = 64
-"""However large the vocabulary: a thinner product would only read the embedding."""
+"""Slots whose logits are held, however large the vocabulary: a thinner product would only read the embedding."""
 
 
 class SummedCrossEntropy(torch.autograd.Function):
-    """Equations (4) and (5) after the head's features, in chunks of slots: the logits (M, V) never exist at once.
+    """Equations (4) and (5) after the head's features, in chunks of slots: the logits (M, V) need not exist at once.
 
         z_V = E h + b,   L = Σ_j w_j (log Σ_v exp z_v − z_i),   dL/dz_v = w_j (softmax(z)_v − [v = i])
 
     The products run in the type of `h_MD`, everything else in float32. The gradient is made in the forward pass, while
-    a chunk's logits are at hand. Measured at M 2457, V 4096, D 128 (one thread, forward and backward): bf16 68 ms,
-    float32 118 ms; `F.cross_entropy` on whole logits 130 and 180. `F.linear_cross_entropy` (torch 2.13, sum) takes 113
-    and 107, but knows no weight per slot and no argmax, and under bf16 its sum is in bf16 (371 nats off in 20,000).
+    the logits are at hand, and takes their place. `F.linear_cross_entropy` (torch 2.13, sum) takes 1.6 times as long in
+    bf16, knows no weight per slot and no argmax, and its sum is in bf16 (371 nats off in 20,000).
     """
 
     @staticmethod
     def forward(
         ctx: Any, h_MD: Tensor, embedding_VD: Tensor, bias_V: Tensor, targets_M: Tensor, weights_M: Tensor, learn: bool
     ) -> tuple[Tensor, Tensor]:
+        size, kind = len(bias_V), h_MD.device.type
+        held = max(FEWEST_SLOTS, HELD.get(kind, HELD["cuda"]) // size)
+        chunk = max(1, CHUNK.get(kind, CHUNK["cuda"]) // size)
+        rows_VD, weights_M1 = embedding_VD.to(h_MD.dtype), weights_M[:, None].to(h_MD.dtype)
         nll, correct = weights_M.new_zeros(()), weights_M.new_zeros(())
         grad_h, grad_e, grad_b = torch.empty_like(h_MD), torch.zeros_like(embedding_VD), torch.zeros_like(bias_V)
-        rows_VD = embedding_VD.to(h_MD.dtype)
-        slots = max(FEWEST_SLOTS, CHUNK.get(h_MD.device.type, CHUNK["cuda"]) // len(bias_V))
-        for chunk in range(0, len(h_MD), slots):
-            at = slice(chunk, chunk + slots)
-            target_M1, weight_M1 = targets_M[at, None], weights_M[at, None]
-            z_MV = (h_MD[at] @ rows_VD.T).float().add_(bias_V)
-            largest_M1, argmax_M1 = z_MV.max(dim=-1, keepdim=True)
-            target_z_M1 = z_MV.gather(1, target_M1)
-            exp_MV = z_MV.sub_(largest_M1).exp_()
-            sum_M1 = exp_MV.sum(dim=-1, keepdim=True)
-            nll += ((sum_M1.log() + largest_M1 - target_z_M1) * weight_M1).sum()
-            correct += ((argmax_M1 == target_M1) * weight_M1).sum()
-            if learn:
-                dz_MV = exp_MV.mul_(weight_M1 / sum_M1).scatter_add_(1, target_M1, -weight_M1)
-                grad_b += dz_MV.sum(dim=0)
-                dz_MV = dz_MV.to(h_MD.dtype)
-                grad_h[at] = dz_MV @ rows_VD
-                grad_e += dz_MV.T @ h_MD[at]
+        for first in range(0, len(h_MD), held):
+            at = slice(first, first + held)
+            z_MV = h_MD[at] @ rows_VD.T
+            parts = (torch.split(one, chunk) for one in (z_MV, targets_M[at, None], weights_M[at, None]))
+            for z, target, weight in zip(*parts, strict=True):
+                gradient, *sums = _chunk(z.float().add_(bias_V), target, weight, learn)
+                nll += sums[0]
+                correct += sums[1]
+                if learn:
+                    grad_b.addmv_(gradient.T, weight[:, 0])
+                    z.copy_(gradient)
+            if learn:  # the weights of the slots come in where there are fewest numbers
+                grad_h[at] = (z_MV @ rows_VD).mul_(weights_M1[at])
+                grad_e += z_MV.T @ (h_MD[at] * weights_M1[at])
         if learn:
             ctx.save_for_backward(grad_h, grad_e, grad_b)
         ctx.mark_non_differentiable(correct)
         return nll, correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_h, grad_e, grad_b = (grad * grads[0] for grad in ctx.saved_tensors)
         return grad_h, grad_e, grad_b, None, None, None
+
+
+def _chunk(z_MV: Tensor, target_M1: Tensor, weight_M1: Tensor, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax(z) − [v = i], Σ w (−log p(target)) and Σ w [target is the argmax] of a few slots."""
+    largest_M1, target_z_M1 = z_MV.amax(dim=-1, keepdim=True), z_MV.gather(1, target_M1)
+    p_MV = torch.softmax(z_MV, dim=-1)
+    # log Σ exp z, from the largest p, which is 1 / V at least: the target's may be too small for a float
+    log_sum_M1 = largest_M1 - p_MV.amax(dim=-1, keepdim=True).log()
+    nll = ((log_sum_M1 - target_z_M1) * weight_M1).sum()
+    correct = ((target_z_M1 >= largest_M1) * weight_M1).sum()
+    if learn:
+        p_MV.scatter_add_(1, target_M1, torch.full_like(target_z_M1, -1.0))
+    return p_MV, nll, correct
 
 
 def masked_loss(
@@ -91,14 +109,61 @@ def masked_loss(
     `masked_M` are flat indices into B*L, `targets_M` the hidden token ids (both int64), `weights_M` float32: 1 for a
     masked position, 0 for a spare slot (whose index and target may be any valid numbers).
     """
-    h_BLD = model.encoder(tokens_BL, segments)
-    h_MD = h_BLD.flatten(0, 1).index_select(0, masked_M)
-    h_MD = model.prediction.features(h_MD)
+    embedding_VD, bias_V = model.encoder.embedding.weight, model.prediction.bias
+    if model.encoder.by_hand(embedding_VD):
+        rows_BLD, embedding_VD = TiedEmbedding.apply(embedding_VD, tokens_BL)  # type: ignore[no-untyped-call]
+    else:
+        rows_BLD = model.encoder.embedding(tokens_BL)
+    h_MD = model.prediction.features(model.encoder.states(rows_BLD, segments, masked_M))
     if torch.is_autocast_enabled(h_MD.device.type):
         h_MD = h_MD.to(torch.get_autocast_dtype(h_MD.device.type))
-    embedding_VD, bias_V = model.encoder.embedding.weight, model.prediction.bias
     learn = torch.is_grad_enabled()
     nll, correct = SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         h_MD, embedding_VD, bias_V, targets_M, weights_M, learn
     )
     return Loss(nll, correct)
+
+
+class Objective(nn.Module):
+    """`masked_loss` as a module: every parameter is used through its forward, so it can be wrapped (DDP, FSDP2)."""
+
+    def __init__(self, model: MaskedLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor, targets_M: Tensor, weights_M: Tensor
+    ) -> Loss:
+        return masked_loss(self.model, tokens_BL, segments, masked_M, targets_M, weights_M)
+
+
+class Compiled(nn.Module):
+    """An objective in the hands of torch.compile, one graph for each shape of a batch."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        objective.model.encoder.compiled = True
+        self.compiled = torch.compile(objective, dynamic=False)
+
+    def forward(
+        self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor, targets_M: Tensor, weights_M: Tensor
+    ) -> Loss:
+        kind = tokens_BL.device.type
+        if kind == "cpu":  # what the host computes once a batch stays outside of the graph
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+            for is_global in (True, False):
+                segments.bias(is_global, dtype)
+        return self.compiled(tokens_BL, segments, masked_M, targets_M, weights_M)
+
+
+def compile_objective(objective: Objective) -> nn.Module:
+    """The objective compiled, for batches of constant shapes; as it is where that cannot be.
+
+    On a CPU it needs a C++ compiler and the better part of a minute, and is no faster than the gradients written by
+    hand (figures in the README), so there it is for trying out. Beyond 256 positions tiles have the shapes of the
+    segments of a batch: the objective comes back as it is.
+    """
+    config = objective.model.config
+    if next(objective.parameters()).device.type == "cpu" and config.length > ROWS_LENGTH:
+        return objective
+    return Compiled(objective)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks import encoder, stock
+from tasks import attention, encoder, stock, tiles
 from tasks.encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise, unigram_bias
 from tasks.errors import DataError, UsageError
 from tasks.stock import encoder_config, from_stock, load_stock, save_stock, stock_config, to_stock
@@ -108,11 +108,19 @@ def test_a_packed_row_gives_each_segment_the_stock_logits_of_that_segment_alone(
     assert difference(logits, theirs(stock_model, tokens_BL, ids_BL), ids_BL) < CLOSE
 
 
-def test_the_library_attention_of_long_rows_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens_BL, ids_BL = packed()
-    products = ours(random_model(), tokens_BL, ids_BL)
-    monkeypatch.setattr(encoder, "PRODUCT_LENGTH", 0)
-    assert difference(ours(random_model(), tokens_BL, ids_BL), products, ids_BL) < CLOSE
+@pytest.mark.parametrize("way", ["by hand", "modules"])
+def test_long_rows_in_pieces_and_bands_have_the_stock_logits(way: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    config = dataclasses.replace(CONFIG, length=640, window=64, rope_global=5000.0, rope_local=100.0, norm_eps=1e-3)
+    save_stock(random_model(config), tmp_path)
+    theirs_model = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    tokens_BL = torch.randint(5, 97, (1, 640), generator=torch.Generator().manual_seed(4))
+    ids_BL = torch.tensor([[0] * 430 + [1] * 150 + [2] * 50 + [-1] * 10])
+    model = load_stock(tmp_path)
+    model.encoder.compiled = way == "modules"
+    logits = ours(model, tokens_BL, ids_BL, config.window)
+    assert difference(logits, theirs(theirs_model, tokens_BL, ids_BL), ids_BL) < 2 * CLOSE
 
 
 def swapped_thetas(model: MaskedLanguageModel, _: Tensor) -> tuple[MaskedLanguageModel, int | None]:
@@ -197,14 +205,83 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path) -> N
         dataclasses.replace(CONFIG, heads=3)
 
 
-def test_segments_restart_positions_and_padding_sees_only_itself() -> None:
-    segments = Segments.from_ids(torch.tensor([[0, 0, 0, 1, 1, -1, -1]]), window=2)
-    assert segments.positions_BL.tolist() == [[0, 1, 2, 0, 1, 0, 0]]
-    seen = [[1, 1, 1, 0, 0, 0, 0]] * 3 + [[0, 0, 0, 1, 1, 0, 0]] * 2 + np.eye(7, dtype=int)[5:].tolist()
-    assert segments.mask_global_B1LL.int()[0, 0].tolist() == seen
-    assert segments.mask_local_B1LL.int()[0, 0, 0].tolist() == [1, 1, 0, 0, 0, 0, 0]
-    assert not segments.one_mask
-    assert Segments.from_ids(torch.zeros(1, 7, dtype=torch.int64), window=12).one_mask
+def test_every_number_of_a_recipe_comes_back_from_the_stock_config() -> None:
+    config = dataclasses.replace(
+        CONFIG, rope_global=1e6, rope_local=500.0, norm_eps=1e-6, dropout=0.1, global_every=2, window=16
+    )
+    assert encoder_config(stock_config(config)) == config
+    assert {name: value for name, value in stock_config(config).items() if "dropout" in name} == {
+        "attention_dropout": 0.1,
+        "embedding_dropout": 0.1,
+        "mlp_dropout": 0.1,
+    }
+    with pytest.raises(DataError, match="embedding_dropout"):
+        encoder_config(stock_config(config) | {"embedding_dropout": 0.0})
+    for name, wrong in (("rope_local", 1.0), ("norm_eps", 0.0), ("dropout", 1.0)):
+        with pytest.raises(UsageError, match=name):
+            dataclasses.replace(CONFIG, **{name: wrong})
+
+
+def with_gradients(model: MaskedLanguageModel, masked_M: Tensor | None) -> list[Tensor]:
+    """Hidden states of packed rows and the gradients of every parameter of the encoder."""
+    tokens_BL, ids_BL = packed()
+    model.zero_grad()
+    h = model.encoder(tokens_BL, Segments.from_ids(ids_BL, CONFIG.window), masked_M)
+    if masked_M is None:
+        h = h[ids_BL >= 0]
+    generator = torch.Generator().manual_seed(6)
+    (h * torch.randn(h.shape, generator=generator, dtype=h.dtype)).sum().backward()
+    return [h.detach(), *(one.grad for one in model.encoder.parameters())]
+
+
+MASKED = torch.tensor([3, 4, 30, 41, 41, 79])  # one twice
+
+
+@pytest.mark.parametrize("masked_M", [None, MASKED])
+@pytest.mark.parametrize("long", [False, True])
+def test_gradients_written_by_hand_are_those_of_the_modules(
+    masked_M: Tensor | None, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if long:
+        monkeypatch.setattr(tiles, "ROWS_LENGTH", 0)
+        monkeypatch.setattr(tiles, "BANDS_LENGTH", 0)
+    model = random_model().double()
+    found = with_gradients(model, masked_M)
+    model.encoder.compiled = True
+    for a, b in zip(found, with_gradients(model, masked_M), strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-6  # cos and sin are in float32
+
+
+def test_the_states_asked_for_are_those_of_all() -> None:
+    model, (tokens_BL, ids_BL) = random_model(), packed()
+    segments = Segments.from_ids(ids_BL, CONFIG.window)
+    with torch.no_grad():
+        whole = model.encoder(tokens_BL, segments).flatten(0, 1)[MASKED]
+        assert torch.allclose(model.encoder(tokens_BL, segments, MASKED), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("masked_M", [None, MASKED])
+def test_computing_blocks_again_changes_no_bit_of_a_gradient(dropout: float, masked_M: Tensor | None) -> None:
+    model = random_model(dataclasses.replace(CONFIG, dropout=dropout)).train()
+    found = []
+    for recompute in (False, True):
+        model.encoder.recompute = recompute
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(with_gradients(model, masked_M))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_dropout_acts_in_training_only_and_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(dataclasses.replace(CONFIG, dropout=0.2))
+    tokens_BL, ids_BL = packed()
+    assert torch.equal(ours(model, tokens_BL, ids_BL), ours(random_model(), tokens_BL, ids_BL))
+    places: list[float] = []
+    monkeypatch.setattr(encoder.F, "dropout", lambda x, p, training: places.append(p * training) or x)
+    monkeypatch.setattr(attention.Dropout, "draw", lambda self, weights: places.append(self.rate))
+    ours(model.train(), tokens_BL, ids_BL)
+    assert places == [0.2] * (1 + 3 * CONFIG.layers), "the embedding; weights, output and mlp of every layer"
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone() -> None:

@@ -1,6 +1,8 @@
 """Equations (3) to (5): summed at 𝓜 only, however the batch is cut, and spare slots are as if not there."""
 
+import dataclasses
 import math
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from tasks import objective, optimizer
 from tasks.encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise
-from tasks.objective import Loss, masked_loss
+from tasks.objective import Loss, Objective
 
 CONFIG = EncoderConfig(vocabulary_size=301, length=24, layers=2, width=32, heads=2, intermediate=48, window=8)
 ROWS, LENGTH = 6, 24
@@ -57,7 +59,7 @@ def loss_of(
     weights: Tensor | None = None,
 ) -> Loss:
     weights = torch.ones(len(masked)) if weights is None else weights
-    return masked_loss(model, tokens_BL, Segments.from_ids(ids_BL, CONFIG.window), masked, targets, weights)
+    return Objective(model)(tokens_BL, Segments.from_ids(ids_BL, CONFIG.window), masked, targets, weights)
 
 
 def gradients(model: MaskedLanguageModel) -> list[Tensor]:
@@ -81,13 +83,16 @@ def dense_loss(
     return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"), int((logits.argmax(-1) == labels).sum())
 
 
+@pytest.mark.parametrize("way", ["by hand", "modules"])
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_loss_and_gradient_at_the_masked_positions_are_the_dense_ones(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
+    chunk: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objective, "FEWEST_SLOTS", 5)
     monkeypatch.setitem(objective.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(objective.HELD, "cpu", chunk)
     model, batch = random_model(), hidden()
+    model.encoder.compiled = way == "modules"
     dense, correct = dense_loss(model, *batch)
     dense.backward()
     expected = gradients(model)
@@ -146,6 +151,38 @@ def test_spare_slots_change_neither_loss_nor_any_bit_of_a_gradient(autocast: boo
     alone.sum_nll.backward()
     assert math.isclose(float(alone.sum_nll.detach()), found[0][0], rel_tol=1e-6)
     assert apart(gradients(model), found[0][2]) < (1e-2 if autocast else 1e-6)
+
+
+def test_a_target_of_no_probability_has_a_large_loss_and_not_an_infinite_one() -> None:
+    h, e = torch.tensor([[300.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    ones = torch.ones(1)
+    nll, correct = objective.SummedCrossEntropy.apply(h, e, torch.zeros(2), torch.tensor([1]), ones, False)
+    assert (float(nll), float(correct)) == (600.0, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_the_compiled_objective_is_the_objective_in_one_graph() -> None:
+    model, (tokens_BL, ids_BL, masked, targets) = random_model(), hidden()
+    given = tokens_BL, Segments.from_ids(ids_BL, CONFIG.window), masked, targets, torch.ones(len(masked))
+    loss = Objective(model)(*given)
+    loss.sum_nll.backward()
+    expected = gradients(model)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = objective.compile_objective(Objective(model))
+    for _ in range(2):
+        again = compiled(*given)
+        again.sum_nll.backward()
+        assert math.isclose(float(again.sum_nll.detach()), float(loss.sum_nll.detach()), rel_tol=1e-6)
+        assert apart(gradients(model), expected) < 1e-5
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_the_objective_is_not_compiled_where_shapes_change_with_the_batch() -> None:
+    one = Objective(MaskedLanguageModel(dataclasses.replace(CONFIG, length=512)))
+    assert objective.compile_objective(one) is one
 
 
 def test_nothing_hidden_is_a_loss_of_zero_and_not_a_nan() -> None:
