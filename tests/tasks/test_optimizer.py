@@ -1,17 +1,19 @@
-"""Optimizers and schedule: who takes which parameter, the library's numbers, and state that survives bit for bit."""
+"""Optimizers: who takes which parameter, the library's numbers, and state that survives bit for bit."""
 
 import math
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from tasks import orthogonal
 from tasks.encoder import EncoderConfig, MaskedLanguageModel, initialise
 from tasks.errors import DataError, UsageError
-from tasks.optimizer import Muon, OptimizerConfig, Optimizers, build, schedule
+from tasks.optimizer import Muon, OptimizerConfig, Optimizers, build
 
 CONFIG = EncoderConfig(vocabulary_size=50, length=16, layers=2, width=32, heads=2, intermediate=48)
 
@@ -36,7 +38,7 @@ def steps(model: MaskedLanguageModel, optimizers: Optimizers, first: int, end: i
         generator = torch.Generator().manual_seed(step)
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizers.set_lr(schedule(step, 10, 2, 5))
+        optimizers.set_lr((step + 1) / 10)
         optimizers.step()
 
 
@@ -55,20 +57,81 @@ def test_every_parameter_is_taken_by_one_optimizer_and_muon_takes_the_hidden_mat
     assert {n for n in on_adamw if "norm" not in n} == {"encoder.embedding.weight", "prediction.bias"}
 
 
-def test_batched_muon_gives_the_bits_of_the_library() -> None:
-    shapes = [(32, 32), (32, 48), (48, 32), (32, 32), (48, 32), (16, 64)]
-    generator = torch.Generator().manual_seed(0)
-    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "nesterov": True}
-    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-    theirs = [torch.nn.Parameter(one.detach().clone()) for one in ours]
-    pair = Muon(ours, **settings), torch.optim.Muon(theirs, adjust_lr_fn="original", **settings)
-    for _ in range(3):
+def muon_pair(ours: list[nn.Parameter], theirs: list[nn.Parameter], steps: int = 3, **settings: Any) -> None:
+    """Steps of our Muon and of the library's, with the same gradients."""
+    generator = torch.Generator().manual_seed(1)
+    pair = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(steps):
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn(a.shape, generator=generator)
             b.grad = a.grad.clone()
         for one in pair:
             one.step()
+
+
+def two_of(shapes: list[tuple[int, int]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [nn.Parameter(one.clone()) for one in drawn], [nn.Parameter(one.clone()) for one in drawn]
+
+
+@pytest.mark.parametrize("adjustment", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov_momentum", [0.95, 0.0])
+def test_our_muon_gives_the_bits_of_the_library(adjustment: str, nesterov_momentum: float) -> None:
+    ours, theirs = two_of([(32, 32), (32, 48), (48, 32), (32, 32), (48, 32), (16, 64)])
+    muon_pair(ours, theirs, lr=0.02, momentum=nesterov_momentum, weight_decay=0.1, adjust_lr_fn=adjustment)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_muon_of_large_matrices_is_the_librarys_to_a_rounding() -> None:
+    # in stripes, the last of them incomplete; bit-equal where it was measured, but a CPU may choose kernels by shape
+    ours, theirs = two_of([(530, 530), (530, 560), (560, 530)])
+    before = [one.detach().clone() for one in theirs]
+    muon_pair(ours, theirs, steps=1, lr=0.02, weight_decay=0.0)
+    with torch.no_grad():
+        for a, b, origin in zip(ours, theirs, before, strict=True):
+            assert float((a - b).norm() / (b - origin).norm()) < 1e-2
+
+
+def test_the_bits_of_muon_do_not_depend_on_the_number_of_threads() -> None:
+    alone, shared = two_of([(256, 256)] * 5 + [(40, 64)] * 3 + [(64, 40)])
+    generator = torch.Generator().manual_seed(2)
+    gradients = [torch.randn(one.shape, generator=generator) for one in alone]
+    for threads, parameters in ((1, alone), (2, shared)):
+        torch.set_num_threads(threads)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        Muon(parameters, lr=0.02).step()
+        assert torch.get_num_threads() == threads
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@given(st.lists(st.sampled_from([(8, 8), (300, 400), (8, 16), (1 << 10, 1 << 9)]), max_size=12))
+def test_batches_hold_every_matrix_once_and_one_shape_each(shapes: list[tuple[int, int]]) -> None:
+    matrices = [torch.empty(shape, device="meta") for shape in shapes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(orthogonal.BATCH, "meta", 1 << 18)
+        found = orthogonal.batches(matrices)
+    assert sorted(number for batch in found for number in batch) == list(range(len(shapes)))
+    for batch in found:
+        assert len({shapes[number] for number in batch}) == 1
+        assert len(batch) == 1 or sum(matrices[number].numel() for number in batch) <= 1 << 18
+    costs = [len(batch) * orthogonal.products(matrices[batch[0]].shape) for batch in found]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_clipping_scales_all_gradients_by_one_factor_and_returns_the_norm_before() -> None:
+    model, optimizers = start("muon")
+    parameters = list(model.parameters())[:-1]  # the last has no gradient
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    before = math.sqrt(sum(parameter.numel() for parameter in parameters)) / 2
+    assert float(optimizers.clip(2 * before)) == pytest.approx(before)
+    assert all(float(parameter.grad.max()) == 0.5 for parameter in parameters if parameter.grad is not None)
+    assert float(optimizers.clip(before / 4)) == pytest.approx(before)
+    assert all(float(p.grad.max()) == pytest.approx(0.125) for p in parameters if p.grad is not None)
+    cast(Tensor, parameters[0].grad)[0, 0] = math.nan
+    assert math.isnan(optimizers.clip(1.0))
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -119,24 +182,35 @@ def test_learning_rates_are_multiplied_from_what_was_configured() -> None:
     assert rates == {"muon": {0.02 * 0.25}, "adamw": {3e-3 * 0.25}}
 
 
-@given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 300))
-def test_the_schedule_lies_in_0_to_1_and_rises_then_falls(total: int, warmup: int, decay: int) -> None:
-    values = [schedule(step, total, warmup, decay) for step in range(total)]
-    assert all(0 < value <= 1 for value in values)
-    top = values.index(max(values))
-    assert values[: top + 1] == sorted(values[: top + 1])
-    assert values[top:] == sorted(values[top:], reverse=True)
-    if warmup + decay < total:
-        assert values[warmup : total - decay] == [1.0] * (total - decay - warmup)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kind", "lion"),
+        ("adjust_lr_fn", "none"),
+        ("muon_momentum", 1.0),
+        ("adamw_beta2", -0.1),
+        ("adamw_decay", -1.0),
+        ("muon_rate", math.nan),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name}.*{value}"):
+        OptimizerConfig(**{name: value})
 
 
-def test_the_schedule_falls_as_one_minus_the_root() -> None:
-    assert [schedule(step, 10, 3, 3) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert [schedule(step, 10, 3, 3) for step in (6, 7, 8, 9)] == [1.0, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75)]
-    with pytest.raises(UsageError):
-        schedule(10, 10, 3, 3)
-
-
-def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="lion"):
-        OptimizerConfig(kind="lion")
+def test_settings_reach_the_optimizers() -> None:
+    config = OptimizerConfig(
+        adjust_lr_fn="match_rms_adamw",
+        muon_momentum=0.9,
+        muon_decay=0.3,
+        adamw_beta1=0.8,
+        adamw_beta2=0.7,
+        adamw_decay=0.2,
+    )
+    optimizers = build(MaskedLanguageModel(CONFIG), config).optimizers
+    (muon,), (matrices, vectors) = optimizers["muon"].param_groups, optimizers["adamw"].param_groups
+    assert (muon["adjust_lr_fn"], muon["momentum"], muon["weight_decay"]) == ("match_rms_adamw", 0.9, 0.3)
+    assert [(g["betas"], g["weight_decay"], g["fused"]) for g in (matrices, vectors)] == [
+        ((0.8, 0.7), 0.2, True),
+        ((0.8, 0.7), 0.0, True),
+    ]
