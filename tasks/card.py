@@ -3,10 +3,11 @@
 Tables are narrow, because MLflow's page shows them without style.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .artifacts import Manifest
+from .guards import sentences
 
 ROWS = {
     "test": "this model",
@@ -31,7 +32,7 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
         "the train split's counts with add-one smoothing, the untrained model is this one before its first step.",
         _predictions(parents["evaluate"].facts["predictions"]),
         "## What it was made from",
-        _data(parents["corpus"], parents["vocabulary"], parents["shards"]),
+        _data(parents["corpus"], parents["vocabulary"], parents["shards"], pretrain.config.get("lengths", {})),
         "## How it was trained",
         _settings(pretrain),
         "## Use",
@@ -40,9 +41,19 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
         "It knows what its corpus says, right or wrong, and no more. It fills in tokens; it does not answer, and its "
         "probabilities are not calibrated. Licences and rights of the corpus's texts apply.",
         "## Digests",
-        "\n".join(f"- {stage} `{manifest.digest}`" for stage, manifest in parents.items()),
+        "\n".join(f"- {name} `{digest}`" for name, digest in lineage(parents).items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def lineage(parents: Mapping[str, Manifest]) -> dict[str, str]:
+    """Everything that a model goes back to: digests of its parents, and of what else its weights were made from.
+
+    That is shards of shorter rows ("shards_128"), and the run that it was forked from ("fork").
+    """
+    return {stage: manifest.digest for stage, manifest in parents.items()} | {
+        name: digest for name, digest in parents["pretrain"].identity.inputs.items() if name not in parents
+    }
 
 
 def _header(vocabulary: Mapping[str, Any]) -> str:
@@ -79,7 +90,7 @@ def _code(text: str) -> str:
     return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text or ' '}{fence}"
 
 
-def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest) -> str:
+def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest, lengths: Mapping[str, Any]) -> str:
     counts, facts = corpus.counts, shards.facts
     train = facts["splits"]["train"]
     reasons = [(name.removeprefix("rejected_"), n) for name, n in counts.items() if name.startswith("rejected_") and n]
@@ -89,12 +100,19 @@ def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest) -> str:
             f"- {counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0):,} bytes; rejected: "
             + (", ".join(f"{number:,} {reason}" for reason, number in reasons) or "none"),
             f"- vocabulary: {_vocabulary(vocabulary.facts)}",
-            f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}",
+            f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}" + _shorter(lengths),
             f"- masks: {facts['rate']} of each segment's tokens, exactly, {_policy(facts)}, shown as "
             f"{facts['corruption']}, sampler {facts['sampler']['name']} version {facts['sampler']['version']}, "
             f"seed {facts['seed']}",
         ]
     )
+
+
+def _shorter(lengths: Mapping[str, Any]) -> str:
+    """What rows came before the main ones, if there were any: ", first of 128 until 0.5 of the run"."""
+    each = zip(lengths.get("lengths", ()), lengths.get("at", ()))
+    words = ", then ".join(f"of {length} until {share} of the run" for length, share in each)
+    return f", first {words}" if words else ""
 
 
 def _mask(vocabulary: Mapping[str, Any]) -> str:
@@ -125,14 +143,34 @@ def _source_names(corpus: Manifest) -> list[str]:
 
 def _settings(pretrain: Manifest) -> str:
     lines = ["| setting | |", "|---|--:|"]
-    config = {name: value for name, value in pretrain.config.items() if name != "mask_rates"}
+    config = {name: value for name, value in pretrain.config.items() if name not in ("mask_rates", "lengths")}
     rates = pretrain.config.get("mask_rates") or {}
     config["mask_rates"] = " ".join([rates.get("schedule", "constant"), " → ".join(rates.get("rates", ()))]).strip()
     if rates.get("at"):
         config["mask_rates"] += f" at {', '.join(rates['at'])}"
-    lines += [f"| {name} | {value} |" for name, value in sorted(config.items())]
+    if not config.get("fork"):
+        config.pop("fork", None)
+    if not (config.get("batch_warmup") or {}).get("start"):
+        config.pop("batch_warmup", None)
+    chosen = pretrain.facts.get("chosen", {})
+    if config.get("compile") == "auto" and "compiled" in chosen:
+        config["compile"] = f"auto: {'compiled' if chosen['compiled'] else 'not compiled'}"
+    lines += [f"| {name} | {value} |" for name, value in sorted(_flat(config))]
     steps, tokens = pretrain.facts["steps"], pretrain.facts["tokens"]
-    return "\n".join([f"{steps:,} steps, {tokens:,} tokens.", "", *lines])
+    fired = sentences(pretrain.facts.get("guards"))
+    if pretrain.facts.get("at_unigram_level"):
+        fired.append("At its end the loss was at the unigram level: the model knows token frequencies and no more.")
+    trouble = ["", f"**Something went wrong on the way.** {' '.join(fired)}"] if fired else []
+    return "\n".join([f"{steps:,} steps, {tokens:,} tokens.", *trouble, "", *lines])
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names, so that the table stays narrow."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _use(name: str) -> str:
