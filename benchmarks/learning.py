@@ -13,22 +13,23 @@ import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
 from flows import environment, plan, recipes
-from tasks import pretrain, scoring, training
+from tasks import looping, pretrain, ranks, scoring, training
 from tasks.artifacts import Manifest, Store, load
 from tasks.batches import Batch, ShardReader, training_batch
 from tasks.keys import Domain, keys
 
 
-def shuffled(reader: ShardReader, step: int, rows: int, seed: int, **rates: str) -> Batch:
+def shuffled(reader: ShardReader, first: int, rows: int, seed: int, **options: Any) -> Batch:
     """The batch with its targets permuted among its masked positions."""
-    batch = training_batch(reader, step, rows, seed, **rates)
-    order = np.argsort(keys(seed, Domain.ORDER, step, [1], batch.count)[0], kind="stable")
+    batch = training_batch(reader, first, rows, seed, **options)
+    order = np.argsort(keys(seed, Domain.ORDER, first, [1], batch.count)[0], kind="stable")
     targets_M = batch.targets_M.clone()
     targets_M[: batch.count] = batch.targets_M[: batch.count][torch.from_numpy(order)]
     return dataclasses.replace(batch, targets_M=targets_M)
@@ -45,19 +46,11 @@ def unigram(shards: Manifest, rows: int) -> float:
 
 def run(config: pretrain.PretrainConfig, vocabulary: Manifest, shards: Manifest) -> training.Training:
     """Trains in this process, in a folder that is thrown away."""
-    this = pretrain.identity(config, vocabulary.digest, shards.digest)
     folder = Path(tempfile.mkdtemp())
-    job = {
-        "folder": str(folder),
-        "scratch": str(folder / ".scratch"),
-        "shards": str(shards.folder),
-        "inputs": dict(this.inputs),
-        "config": {**this.config, "checkpoint_every": 10**9},
-        "run": this.key,
-    }
-    one = training.Training(job)
-    one.journal.cut_back(None)
-    training.train(one, stopped=lambda: None)
+    (scratch := folder / ".scratch").mkdir()
+    job = pretrain.job_of(config, vocabulary, [shards], folder, scratch, None)
+    one = training.Training(job, ranks.Ranks(torch.device(job["config"]["device"])))
+    looping.train(one)
     shutil.rmtree(folder)
     return one
 
@@ -78,7 +71,7 @@ def main() -> None:
         raise SystemExit(f"The shards are not there ({found['shards'].why}); run: maskmill run {options.recipe}")
     vocabulary, shards = (load(store.root / stage / str(found[stage].key)) for stage in ("vocabulary", "shards"))
     settings = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
-    settings |= {"validation_rows": 10**9, "validation_every": 10**9}
+    settings |= {"validation_rows": 10**9, "validation_every": 10**9, "checkpoint_every": 10**9}
     if options.tokens:
         settings["tokens"] = options.tokens
     config = dataclasses.replace(recipe.pretrain, **settings)
@@ -94,7 +87,7 @@ def main() -> None:
     for name, seed, batches in runs:
         training.training_batch = batches
         one = run(dataclasses.replace(config, seed=seed), vocabulary, shards)
-        loss, seconds = one.validation_loss, one.clock.seconds
+        loss, seconds = one.points.validation, one.points.clock.seconds
         figures = f"{loss:>11.3f}{baseline:>9.3f}{baseline - loss:>7.3f}{one.tokens:>11,}{seconds:>9.0f}"
         print(f"{name:<18}{figures}{one.tokens / seconds:>10,.0f}", flush=True)
 

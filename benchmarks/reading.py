@@ -68,7 +68,7 @@ def of_batches(folder: Path, epoch: int) -> Callable[[int], Any]:
     reader = ShardReader(load(folder), "train")
     begin = epoch * -(-reader.rows // ROWS)
     per_epoch = reader.rows // ROWS - 1  # whole epochs only: 0 has a stored draw, the next has none
-    return lambda number: training_batch(reader, begin + number % per_epoch, ROWS, 0).tokens_BL.numpy()
+    return lambda number: training_batch(reader, (begin + number % per_epoch) * ROWS, ROWS, 0).tokens_BL.numpy()
 
 
 def of_datasets(folder: Path, kind: str) -> Callable[[int], Any]:

@@ -4,34 +4,40 @@ The artifacts are the truth and the ledger is the history. Prefect's cards and M
 fails costs its picture of the run, never the run.
 """
 
+import contextvars
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from threading import Thread
 from typing import Any, cast
 from uuid import UUID
 
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-from flows import environment, ledger, plan, summary
+from flows import environment, forks, ledger, plan, summary
 from flows.recipes import Recipe
 from tasks import registry
 from tasks.artifacts import Manifest, Store
 from tasks.errors import InterruptedRun
-from tasks.progress import say
+from tasks.progress import clock, say
 from tasks.tracking import StageRun, Tracker
 
-MIRROR_EVERY = 5.0
-"""Seconds between two looks at a running training, at least."""
+DRAW_EVERY = 5.0
+"""Seconds between two pictures of a running training, at least."""
+PATIENCE = 2.0
+"""Seconds to wait for its last picture."""
 
 
 class Page:
-    """What a stage came to; filled in by its task."""
+    """A part of the run, and what it came to; filled in by its task."""
 
-    manifest: Manifest | None = None
-    reused = False
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.manifest: Manifest | None = None
+        self.reused = False
 
 
 def run_name() -> str:
@@ -41,16 +47,21 @@ def run_name() -> str:
 
 
 class Chain:
-    """One pass over the six stages."""
+    """One pass over the parts of a run: its six stages, and shards of shorter rows."""
 
     def __init__(self, recipe: Recipe, store: Store, recorder: ledger.Recorder, tracker: Tracker) -> None:
         self.recipe, self.store, self.recorder, self.tracker = recipe, store, recorder, tracker
+        self.parts = plan.parts(recipe)
         self.manifests: dict[str, Manifest] = {}
+        """Of each part that is done."""
+        self.fork = forks.find(recipe.pretrain.fork, store)
+        """The run that this one is forked from."""
         self.rival: Manifest | None = None
         self.stage_run: StageRun | None = None
-        self._unsent: list[Mapping[str, Any]] = []
-        self._sent = 0.0
+        self._last: Mapping[str, Any] = {}
+        self._drawn = 0.0
         self._picture: UUID | None = None
+        self._artist: Thread | None = None
         self._warned = False
 
     def champion(self) -> Manifest | None:
@@ -59,7 +70,8 @@ class Chain:
         return self.rival
 
     def links(self) -> dict[str, Any]:
-        """What the registry writes beside a version, for people."""
+        """What the registry writes beside a version, for people; MLflow's run should be there by then."""
+        self.tracker.flush()
         return {"run": self.tracker.run_id or None, "command": self.recorder.entry.command}
 
     def finished(self) -> summary.Finished:
@@ -68,39 +80,42 @@ class Chain:
         return summary.Finished(self.recipe.name, self.manifests, self.recorder.entry.stages, version)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Page]:
-        """Around a stage: says why it runs, and afterwards what came of it."""
-        digests = {stage: manifest.digest for stage, manifest in self.manifests.items()}
-        rival = self.rival.digest if self.rival else None
-        identity = plan.identity_of(name, self.recipe, digests, self.store, rival)
-        verdict = plan.judge(identity, self.store)
+    def stage(self, stage: str, config: Any) -> Iterator[Page]:
+        """Around a stage with its settings: says why it runs, and afterwards what came of it."""
+        part = next(one for one in self.parts.values() if (one.stage, one.config) == (stage, config))
+        digests = {name: manifest.digest for name, manifest in self.manifests.items()}
+        rival, fork = (one.digest if one else "" for one in (self.rival, self.fork))
+        identity = plan.identity_of(part, digests, self.store, rival or None, fork)
+        verdict = plan.judge(part, identity, self.store)
         if verdict.action != "reuse":
-            say(f"{name:<10}  {verdict.action}: {verdict.why}")
-        self.recorder.stage(name, "running", why=verdict.why, key=identity.key)
-        started, page = time.monotonic(), Page()
-        with self.tracker.stage(name, asdict(getattr(self.recipe, name))) as self.stage_run:
+            say(f"{part.name:<10}  {verdict.action}: {verdict.why}")
+        self.recorder.stage(part.name, "running", why=verdict.why, key=identity.key)
+        started, page = time.monotonic(), Page(part.name)
+        with self.tracker.stage(part.name, asdict(config)) as self.stage_run:
             yield page
-            self._send()
+            self._trained()
             assert page.manifest is not None
-            inputs = {stage: self.manifests[stage] for stage in plan.INPUTS[name]}
-            self.stage_run.record(page.manifest, page.reused, inputs)
-        if name == "corpus":
+            self.stage_run.record(page.manifest, page.reused, self._inputs(part))
+        if stage == "corpus":
             self.tracker.corpus(page.manifest)
-        if name == "evaluate":
+        if stage == "evaluate":
             self.tracker.metrics(page.manifest.facts["metrics"])
-        self._done(page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
+        self._done(part.name, page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
         if "card.html" in page.manifest.files:
-            say(f"{name:<10}  its card: {page.manifest.path('card.html')}")
+            say(f"{part.name:<10}  its card: {page.manifest.path('card.html')}")
 
-    def _done(self, manifest: Manifest, state: str, seconds: float) -> None:
-        name = manifest.stage
+    def _inputs(self, part: plan.Part) -> dict[str, Manifest]:
+        inputs = {name: self.manifests[name] for name in part.inputs}
+        return inputs | ({"fork": self.fork} if self.fork and part.stage == "pretrain" else {})
+
+    def _done(self, name: str, manifest: Manifest, state: str, seconds: float) -> None:
         self.manifests[name] = manifest
         self.recorder.stage(name, state, seconds=round(seconds, 3), digest=manifest.digest)
         say(f"{name:<10}  {state} in {seconds:.1f} s: {summary.what(manifest)}")
         entry = self.recorder.entry.stages[name]
         with self._mirrored():
-            text = summary.card(manifest, entry, self.recipe.name)
-            create_markdown_artifact(text, key=name, description=f"{name}: {state}")
+            text = summary.card(name, manifest, entry, self.recipe.name)
+            create_markdown_artifact(text, key=name.replace(" ", "-"), description=f"{name}: {state}")
 
     @contextmanager
     def _mirrored(self) -> Iterator[None]:
@@ -113,24 +128,49 @@ class Chain:
             self._warned = True
 
     def metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Takes new lines of the training's spool; every few seconds they go to MLflow, and a picture to Prefect."""
-        self._unsent += records
-        if time.monotonic() - self._sent >= MIRROR_EVERY:
-            self._send()
+        """Takes new lines of the training's spool, for MLflow, and now and then draws a picture of it in Prefect.
 
-    def _send(self) -> None:
-        records, self._unsent, self._sent = self._unsent, [], time.monotonic()
-        if not records:
-            return
+        Called by who watches the training: waits for no server.
+        """
         assert self.stage_run is not None
         self.stage_run.ship(records)
-        last, config = records[-1], self.recipe.pretrain
-        done = last["step"] / config.steps if config.steps else last["metrics"].get("train/tokens", 0) / config.tokens
-        said = f"step {last['step']:,}, loss {last['metrics']['train/loss']:.3f}"
+        self._last = records[-1]
+        if time.monotonic() - self._drawn >= DRAW_EVERY:
+            self._draw()
+
+    def _draw(self) -> None:
+        """In a thread of its own. While that waits for a server that hangs, there are no new pictures."""
+        if self._artist is not None and self._artist.is_alive():
+            return
+        self._drawn = time.monotonic()
+        context = contextvars.copy_context()  # Prefect's: whose picture it is
+        self._artist = Thread(target=context.run, args=(self._mirror, self._last), name="picture", daemon=True)
+        self._artist.start()
+
+    def _finish_picture(self) -> None:
+        if self._artist is not None:
+            self._artist.join(PATIENCE)
+
+    def _mirror(self, record: Mapping[str, Any]) -> None:
         with self._mirrored():
+            metrics = record["metrics"]
+            said = f"step {record['step']:,}, loss {metrics.get('train/loss', float('nan')):.3f}"
+            if metrics.get("train/seconds_left"):
+                speed, left = metrics["train/tokens_per_second"], metrics["train/seconds_left"]
+                said += f", {speed:,.0f} tokens/s, {clock(left)} left"
             picture = self._picture or create_progress_artifact(0.0, key="pretrain-progress", description="training")
             self._picture = cast(UUID, picture)  # a coroutine only where there is an event loop
-            update_progress_artifact(self._picture, min(100.0, 100 * done), description=said)
+            update_progress_artifact(self._picture, 100 * metrics["train/progress"], description=said)
+
+    def _trained(self) -> None:
+        """The last picture shows the last step, and MLflow has every point, where that takes seconds; else later."""
+        if not self._last:
+            return
+        self._finish_picture()
+        self._draw()
+        self._finish_picture()
+        self._last = {}
+        self.tracker.flush()
 
 
 @contextmanager

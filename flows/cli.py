@@ -69,7 +69,7 @@ class _Group(TyperGroup):
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt  # SIGTERM is a Ctrl-C of another program
+    raise KeyboardInterrupt  # a Ctrl-C of another program
 
 
 EPILOG = "Exit status: " + " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -101,6 +101,7 @@ Source = Annotated[
 Setting = Annotated[
     list[str], typer.Option("--set", metavar="KEY.SUB=VALUE", help="Change a setting, as pretrain.steps=100.")
 ]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for another run that makes the same.")]
 From = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and what follows again.")]
 
 
@@ -110,7 +111,7 @@ def run(
     source: Source = [],  # noqa: B006  (Typer copies it)
     set_: Setting = [],  # noqa: B006
     from_: From = None,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for another run that makes the same.")] = 600.0,
+    wait: Wait = 600.0,
     debug: Debug = False,
 ) -> None:
     """Run the flow; what is finished already is reused.
@@ -155,6 +156,45 @@ def plan(
     mill = recipes.load(recipe, source, set_)
     verdicts = plan.plan(mill, _store(home, from_), home)
     _json(plan.page(verdicts)) if as_json else plan.show(mill, verdicts)
+
+
+@app.command()
+def profile(
+    recipe: RecipeName,
+    source: Source = [],  # noqa: B006
+    set_: Setting = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to measure.")] = 20,
+    wait: Wait = 600.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take a few training steps; show where their time goes and which setting to change first. Keeps no weights.
+
+    Makes corpus, vocabulary and shards where they are not there yet; the next run reuses them.
+
+    Example: maskmill profile quickstart --set pretrain.micro_tokens=2048
+    """
+    from flows import recipes, speed
+
+    home = _home()
+    mill = recipes.load(recipe, source, set_)
+    environment.reach_hub(mill.reaches_hub)
+    found = speed.profile(mill, _store(home, wait=wait), steps)
+    _json(found) if as_json else speed.show(found)
+
+
+@app.command()
+def join(
+    job: Annotated[Path, typer.Argument(help="The job.json that the first machine printed, on a shared disk.")],
+    debug: Debug = False,
+) -> None:
+    """Take part in a training that another machine started (pretrain.nodes); ends with it.
+
+    Example: maskmill join /shared/store/pretrain/.1f2e.partial/.scratch/job.json
+    """
+    from tasks import launch
+
+    launch.join(job)
 
 
 @app.command()
@@ -252,7 +292,8 @@ def _json(value: Any) -> None:
 
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a batch system says with either that the time is over
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal in LANG=C must not stop a run at its first arrow
             stream.reconfigure(errors="replace")

@@ -34,14 +34,15 @@ def stage(run: Callable[..., tuple[Manifest, bool]], **options: Any) -> Callable
     """
     name = sys.modules[run.__module__].STAGE
 
-    @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False, **options)
+    @task(name=name, cache_policy=NO_CACHE, persist_result=False, **options)
     def make(*arguments: Any, **named: Any) -> Any:
         manifest, reused = run(*arguments, **named)
         return Completed(name="Reused", message=f"{manifest.key} is up to date", data=manifest) if reused else manifest
 
     def call(mill: chain.Chain, config: Any, *inputs: Any, **named: Any) -> Manifest:
-        with mill.stage(name) as page:
-            state = make(config, *inputs, mill.store, **named, return_state=True)
+        with mill.stage(name, config) as page:
+            named_so = make.with_options(task_run_name=page.name)
+            state = named_so(config, *inputs, mill.store, **named, return_state=True)
             page.manifest, page.reused = state.result(), state.name == "Reused"
         return page.manifest
 
@@ -79,7 +80,8 @@ def maskmill(
             documents = ingest(mill, settings.corpus, pool=pool)
             words = learn(mill, settings.vocabulary, documents)
             rows = shard(mill, settings.shards, documents, words, pool=pool)
-        weights = train(mill, settings.pretrain, words, rows, on_metrics=mill.metrics)
+            shorter = [shard(mill, config, documents, words, pool=pool) for config in settings.shorter]
+        weights = train(mill, settings.pretrain, words, rows, on_metrics=mill.metrics, shorter=shorter, fork=mill.fork)
         report = score(mill, settings.evaluate, words, rows, weights, mill.champion())
         publish(mill, settings.register, documents, words, rows, weights, report, **mill.links())
         return mill.finished()

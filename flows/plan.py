@@ -1,7 +1,8 @@
 """What a run would reuse, go on with, or make, and why. Reads manifests only; parses no corpus.
 
-The flow asks `judge` before each stage, with the manifests in hand; `plan` asks it for all six in order, and knows no
-input of a stage that comes after one that has to be made. Both get the identity from the stage's own `identity`.
+A run consists of parts: its six stages, the shards stage once more for each shorter length of pretrain.lengths. The
+flow asks `judge` before each, with the manifests in hand; `plan` asks it for all in order, and knows no input of a part
+that comes after one that has to be made. Both get the identity from the stage's own `identity`.
 """
 
 import json
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import runners
+from flows import forks, runners
 from flows.recipes import Recipe
 from tasks import adopted, artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
@@ -38,10 +39,39 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
+class Part:
+    """One artifact of a run."""
+
+    name: str
+    """That of its stage, with the length of its rows where these are shorter ones: "shards 128"."""
+    stage: str
+    config: Any
+    inputs: tuple[str, ...]
+    """Names of the parts whose manifests it reads, in the order of its arguments."""
+    others: frozenset[int] = frozenset()
+    """Rows' lengths of the run's other shards, which no artifact of this part ever had."""
+
+
+def parts(recipe: Recipe) -> dict[str, Part]:
+    """The parts of a run by their names, in order."""
+    shorter = {f"shards {config.length}": config for config in recipe.shorter}
+    lengths = frozenset({recipe.shards.length, *(config.length for config in shorter.values())})
+    found: dict[str, Part] = {}
+    for stage, inputs in INPUTS.items():
+        configs = {stage: getattr(recipe, stage)} | (shorter if stage == shards.STAGE else {})
+        inputs += tuple(shorter) if stage == pretrain.STAGE else ()
+        for name, config in configs.items():
+            others = lengths - {config.length} if stage == shards.STAGE else frozenset()
+            found[name] = Part(name, stage, config, inputs, others)
+    return found
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What is to be done with one stage."""
+    """What is to be done with one part of a run."""
 
     stage: str
+    """Name of the part."""
     action: str
     """reuse, resume or run."""
     why: str
@@ -57,74 +87,84 @@ def forced_stages(first: str | None) -> frozenset[str]:
     return frozenset(stages[stages.index(first) :]) if first else frozenset()
 
 
-def identity_of(stage: str, recipe: Recipe, digests: Mapping[str, str], store: Store, champion: str | None) -> Identity:
-    """The identity under which the stage itself will look for its artifact."""
-    inputs = [digests[name] for name in INPUTS[stage]]
-    if stage == "corpus":
-        return corpus.identity(recipe.corpus, store.root)
-    if stage == "vocabulary":
-        return vocabulary.identity(recipe.vocabulary, *inputs)
-    if stage == "shards":
-        return shards.identity(recipe.shards, *inputs)
-    if stage == "pretrain":
-        return pretrain.identity(recipe.pretrain, *inputs)
-    if stage == "evaluate":
-        return evaluate.identity(recipe.evaluate, inputs[0], inputs[1], inputs[2], champion)
-    return registry.identity(recipe.register, *inputs)
+def identity_of(
+    part: Part, digests: Mapping[str, str], store: Store, champion: str | None = None, fork: str = ""
+) -> Identity:
+    """The identity under which the stage itself will look for its artifact.
+
+    Args:
+        digests: those of the parts before it.
+        champion, fork: digests of the pretrain artifacts that it is compared with, and that the run is forked from.
+    """
+    inputs = [digests[name] for name in part.inputs]
+    if part.stage == corpus.STAGE:
+        return corpus.identity(part.config, store.root)
+    if part.stage == vocabulary.STAGE:
+        return vocabulary.identity(part.config, *inputs)
+    if part.stage == shards.STAGE:
+        return shards.identity(part.config, *inputs)
+    if part.stage == pretrain.STAGE:
+        return pretrain.identity(part.config, inputs[0], inputs[1], inputs[2:], fork)
+    if part.stage == evaluate.STAGE:
+        return evaluate.identity(part.config, inputs[0], inputs[1], inputs[2], champion)
+    return registry.identity(part.config, *inputs)
 
 
 def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict]:
-    """A verdict for each stage, in order.
+    """A verdict for each part, in order.
 
     Raises what the stages' `identity` raise (a source that is not there), and UsageError for a runner that is not
-    installed.
+    installed, or a run to be forked that does not exist.
 
     home    asks the registry below it whether the model is still registered; None takes the artifact's word
     """
     runners.check(recipe.runner)
     if recipe.vocabulary.tokenizer:  # its stage would notice after the whole corpus
         adopted.find(recipe.vocabulary.tokenizer)
+    forked = forks.find(recipe.pretrain.fork, store)
+    fork = forked.digest if forked else ""
     digests: dict[str, str] = {}
     verdicts = []
-    for stage, inputs in INPUTS.items():
-        missing = [name for name in inputs if name not in digests]
+    whole = parts(recipe)
+    for part in whole.values():
+        missing = [whole[name] for name in part.inputs if name not in digests]
         if missing:
-            verdict = Verdict(stage, "run", _waits_for(missing, store))
-        elif stage == evaluate.STAGE:
+            verdict = Verdict(part.name, "run", _waits_for(missing, store))
+        elif part.stage == evaluate.STAGE:
             rivals = _rivals(digests, store)
-            found = [judge(identity_of(stage, recipe, digests, store, rival), store) for rival in rivals]
+            found = [judge(part, identity_of(part, digests, store, rival), store) for rival in rivals]
             verdict = next((one for one in found if one.action == "reuse"), found[0])
         else:
-            verdict = judge(identity_of(stage, recipe, digests, store, None), store)
-        if stage == registry.STAGE and verdict.action == "reuse" and home and not _is_registered(verdict, home):
+            verdict = judge(part, identity_of(part, digests, store, fork=fork), store)
+        if part.stage == registry.STAGE and verdict.action == "reuse" and home and not _is_registered(verdict, home):
             verdict = replace(verdict, action="run", why="the registry does not have it")
         if verdict.digest:
-            digests[stage] = verdict.digest
+            digests[part.name] = verdict.digest
         verdicts.append(verdict)
     return verdicts
 
 
-def judge(identity: Identity, store: Store) -> Verdict:
-    """What is to be done with a stage whose inputs are known."""
+def judge(part: Part, identity: Identity, store: Store) -> Verdict:
+    """What is to be done with a part whose inputs are known."""
     manifest, why = store.inspect(identity)
-    stage, key = identity.stage, identity.key
-    if manifest and stage not in store.forced:
-        return Verdict(stage, "reuse", "up to date", key, manifest.digest)
-    if stage in store.forced:
-        return Verdict(stage, "run", "forced by --from", key, _digest(store.folder(identity)))
+    name, key = part.name, identity.key
+    if manifest and part.stage not in store.forced:
+        return Verdict(name, "reuse", "up to date", key, manifest.digest)
+    if part.stage in store.forced:
+        return Verdict(name, "run", "forced by --from", key, _digest(store.folder(identity)))
     if store.folder(identity).exists():
         # The same identity gives the same bytes, so what follows may still be good.
-        return Verdict(stage, "run", f"damaged: {why}", key, _digest(store.folder(identity)))
+        return Verdict(name, "run", f"damaged: {why}", key, _digest(store.folder(identity)))
     if _unfinished(store.partial(identity)):
-        return Verdict(stage, "resume", "an interrupted run left finished work", key)
-    return Verdict(stage, "run", _difference(identity, store), key)
+        return Verdict(name, "resume", "an interrupted run left finished work", key)
+    return Verdict(name, "run", _difference(identity, store, part.others), key)
 
 
-def _waits_for(missing: list[str], store: Store) -> str:
-    """Why a stage runs whose inputs are not known."""
+def _waits_for(missing: list[Part], store: Store) -> str:
+    """Why a part is made whose inputs are not known."""
     be = "are" if len(missing) > 1 else "is"
-    made = any(store.folders(name) for name in missing)
-    return f"its input {' and '.join(missing)} {be} {'made again' if made else 'not made yet'}"
+    made = any(store.folders(part.stage) for part in missing)
+    return f"its input {' and '.join(part.name for part in missing)} {be} {'made again' if made else 'not made yet'}"
 
 
 def _rivals(digests: Mapping[str, str], store: Store) -> list[str | None]:
@@ -169,12 +209,15 @@ def _unfinished(partial: Path) -> bool:
     return any(path.is_file() for path in partial.rglob("*")) if partial.exists() else False
 
 
-def _difference(identity: Identity, store: Store) -> str:
-    """What sets it apart from the closest artifact of that stage."""
+def _difference(identity: Identity, store: Store, others: frozenset[int]) -> str:
+    """What sets it apart from the closest artifact of that stage, but for those of the run's other lengths."""
     closest: list[str] | None = None
     for folder in store.folders(identity.stage):
         with suppress(DataError):
-            found = differences(artifacts.load(folder), identity)
+            made = artifacts.load(folder)
+            if made.config.get("length") in others:
+                continue
+            found = differences(made, identity)
             if closest is None or len(found) <= len(closest):  # of two equally close ones, the newer
                 closest = found
     if closest is None:

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from flows import runners
+from flows import recipe_file, runners
 from flows.environment import CHECKOUT
 from tasks.corpus import CorpusConfig
 from tasks.errors import MaskmillError, UsageError
@@ -24,11 +24,17 @@ from tasks.evaluate import EvaluateConfig
 from tasks.pretrain import PretrainConfig
 from tasks.registry import RegisterConfig
 from tasks.shards import ShardsConfig
+from tasks.sizes import DIMENSIONS
 from tasks.vocabulary import VocabularyConfig
 
 FOLDER = CHECKOUT / "deployments" / "recipes"
 SOURCES = ("sources", "evaluation_files")
 """The keys of corpus that list sources."""
+RENAMED = {
+    "pretrain.rows_per_step": "pretrain.batch_tokens (rows times shards.length)",
+    "pretrain.micro_rows": "pretrain.micro_tokens (rows times shards.length)",
+}
+"""Keys of before -> what to write."""
 Path_ = tuple[str, ...]
 
 
@@ -48,7 +54,16 @@ class Recipe:
     """Who reads the corpus and makes shards: processes of this machine, or workers of dask or ray; same result."""
 
     def __post_init__(self) -> None:
-        self.pretrain.mask_rates.check(self.shards.length)
+        self.pretrain.check(self.shards.length)
+        _ = self.shorter  # they are refused now, not after the corpus
+
+    @property
+    def shorter(self) -> tuple[ShardsConfig, ...]:
+        """The shards of each of pretrain.lengths: those of the recipe, but for the length."""
+        try:
+            return tuple(dataclasses.replace(self.shards, length=length) for length in self.pretrain.lengths.lengths)
+        except UsageError as error:
+            raise UsageError(f"pretrain.lengths.lengths: {error}") from None
 
     @property
     def reaches_hub(self) -> bool:
@@ -86,7 +101,7 @@ def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str
     Raises UsageError naming the file (or the --set), the key, and what was expected.
     """
     path = find(name_or_path)
-    data = _read(path)
+    data = recipe_file.read(path)
     _spell_out_sources(data, path.parent)
     given: dict[Path_, str] = {}
     if sources:
@@ -96,12 +111,18 @@ def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str
         key, value = _parse(override)
         _put(data, key, value, f"--set {override}")
         given[key] = f"--set {override}"
+    _size_alone(data, given)
     _spell_out_sources(data, Path.cwd())
     data.setdefault("name", path.stem)
-    whole = str(path) + "".join(f" {origin}" for origin in given.values())
-    return _validate(
-        data, lambda key: next((given[k] for k in given if key[: len(k)] == k), str(path) if key else whole)
-    )
+    whole = " ".join([str(path), *given.values()])
+
+    def origin(key: Path_, error: str = "") -> str:
+        """Where a setting was given, for messages; without a key, where those were that the error names."""
+        if key:
+            return next((given[above] for above in given if key[: len(above)] == above), str(path))
+        return " ".join(place for name, place in given.items() if ".".join(name) in error) or whole
+
+    return _validate(data, origin)
 
 
 def command(
@@ -126,11 +147,14 @@ def command(
 
 
 def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
-    """A source may be just its uri. Relative paths, also the tokenizer's, start at `folder`: the recipe's own, or the
-    current one."""
+    """A source may be just its uri. Relative paths, also those of tokenizer and fork, start at `folder`: the recipe's
+    own, or the current one."""
     vocabulary = data.get("vocabulary")
     if isinstance(vocabulary, dict) and isinstance(vocabulary.get("tokenizer"), str) and vocabulary["tokenizer"]:
         vocabulary["tokenizer"] = _anchored(vocabulary["tokenizer"], folder)
+    pretrain = data.get("pretrain")
+    if isinstance(pretrain, dict) and isinstance(pretrain.get("fork"), str) and os.sep in pretrain["fork"]:
+        pretrain["fork"] = _anchored(pretrain["fork"], folder)
     corpus = data.get("corpus")
     for key in SOURCES:
         sources = corpus.get(key) if isinstance(corpus, dict) else None
@@ -140,6 +164,14 @@ def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
                 if isinstance(source, dict) and isinstance(source.get("uri"), str):
                     source["uri"] = _anchored(source["uri"], folder)
             corpus[key] = sources
+
+
+def _size_alone(data: dict[str, Any], given: Mapping[Path_, str]) -> None:
+    """--set pretrain.size takes the place of the file's own dimensions, which would leave nothing of it."""
+    if ("pretrain", "size") in given:
+        for name in DIMENSIONS:
+            if ("pretrain", name) not in given:
+                data["pretrain"].pop(name, None)
 
 
 def _anchored(uri: str, folder: Path) -> str:
@@ -155,39 +187,12 @@ def _anchored(uri: str, folder: Path) -> str:
     return os.path.abspath(folder / Path(uri).expanduser())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win without a word; here that is an error with its line."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line}: this is not YAML ({error.problem}).") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as a recipe: {error}.") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of settings such as `pretrain: {{steps: 100}}`.")
-    return data
-
-
 def _parse(override: str) -> tuple[Path_, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {override!r} is not key=value, such as --set pretrain.steps=100.")
     try:
-        return tuple(key.strip().split(".")), yaml.safe_load(text)
+        return tuple(key.strip().split(".")), recipe_file.value(text)
     except yaml.YAMLError:
         raise UsageError(f"--set {override}: the value is not YAML; quote it, such as --set 'key=\"text\"'.") from None
 
@@ -238,11 +243,11 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
         what = what.replace("Input should be an object", "this is a group of settings, so keys belong below it")
         what = what.replace("Input should be a valid array", f"this is a list, such as [{first['input']}]")
         if first["type"] == "string_type" and isinstance(first["input"], bool):
-            what += " (YAML reads no, off and yes as true or false; quote them)"
+            what += " (true and false are no text; quote them where they are meant as words)"
         got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}{got}.") from None
     except MaskmillError as error:
-        raise UsageError(f"{origin(())}: {error}") from None
+        raise UsageError(f"{origin((), str(error))}: {error}") from None
     for key, value in leaves(data):
         if isinstance(value, bool) and not isinstance(_at(recipe, key), bool):  # pydantic would read `yes` as 1
             raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {value}.")
@@ -289,8 +294,11 @@ def _unknown(key: Path_) -> str:
     beside = [known[-1] for known in keys() if known[:-1] == place]
     near = difflib.get_close_matches(key[-1], beside, 1)
     elsewhere = [".".join(known) for known in keys() if known[-1] == key[-1]]
-    anywhere = difflib.get_close_matches(".".join(key), [".".join(known) for known in keys()], 1)
-    if near:
+    others = [".".join(known) for known in keys() if known != key[: len(known)]]
+    anywhere = difflib.get_close_matches(".".join(key), others, 1) if len(place) < 2 else []
+    if renamed := RENAMED.get(".".join(key)):
+        hint = f"it is {renamed} now."
+    elif near:
         hint = f"did you mean {'.'.join((*key[:-1], near[0]))}?"
     elif elsewhere or anywhere:
         meant = (elsewhere or anywhere)[0]

@@ -29,8 +29,9 @@ class Finished:
 
     recipe: str
     manifests: Mapping[str, Manifest]
+    """Of each part."""
     stages: Mapping[str, Mapping[str, Any]]
-    """Of the ledger: stage -> state, seconds, why."""
+    """Of the ledger: part -> state, seconds, why."""
     version: Version | None
     """In the registry."""
 
@@ -58,7 +59,18 @@ def show(run: Finished) -> None:
         text = facts["predictions"][0]["text"] if facts["predictions"] else "A [MASK]."
         command = shlex.join(["maskmill", "predict", text, "--model", f"{name}/{number}"])
         console.print(f"Try it        {command}", markup=False, soft_wrap=True)
+    if found := forks(run.manifests["pretrain"]):
+        console.print(f"Go on from it {found}", markup=False, soft_wrap=True)
     console.print("Both UIs      maskmill ui")
+
+
+def forks(weights: Manifest) -> str:
+    """How a run is forked from this one; "" where it has no stable checkpoints."""
+    steps = [str(one["step"]) for one in weights.facts.get("stable", [])]
+    if not steps:
+        return ""
+    others = f" (or @{', @'.join(steps[:-1])})" if steps[1:] else ""
+    return f"--set pretrain.fork={weights.key[:12]}@{steps[-1]}{others}"
 
 
 def _scores(facts: Mapping[str, Any]) -> Any:
@@ -148,9 +160,9 @@ def what(manifest: Manifest) -> str:
     return size
 
 
-def card(manifest: Manifest, entry: Mapping[str, Any], recipe: str) -> str:
-    """Markdown about one stage of a run, for the Prefect UI."""
-    lines = [f"**{manifest.stage}** of `{recipe}`: {entry['state']} in {entry['seconds']:.1f} s ({entry['why']})"]
+def card(name: str, manifest: Manifest, entry: Mapping[str, Any], recipe: str) -> str:
+    """Markdown about one part of a run, for the Prefect UI."""
+    lines = [f"**{name}** of `{recipe}`: {entry['state']} in {entry['seconds']:.1f} s ({entry['why']})"]
     lines += ["", what(manifest), ""]
     if manifest.stage in CARDS and "card.json" in manifest.files:
         lines.append(CARDS[manifest.stage](json.loads(manifest.path("card.json").read_bytes())))

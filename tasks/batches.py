@@ -1,7 +1,7 @@
-"""Batches: rows of shards with 𝓜 hidden, as a pure function of (shards, seed, step, rate).
+"""Batches: rows of shards with 𝓜 hidden, as a pure function of (shards, seed, place in the run, rate).
 
-    sample g of a run  = permutation(seed, epoch)[g % rows],  epoch = g // rows,  g = step * rows_per_step + place in it
-    rows of a rank     = the places ⌊r·B/n⌋ to ⌊(r+1)·B/n⌋ of the step, for rank r of n
+    sample g of a run  = permutation(seed, epoch)[g % rows],  epoch = g // rows;  a step takes B samples from `first` on
+    part of a rank     = the places ⌊r·B/n⌋ to ⌊(r+1)·B/n⌋ of the step, for rank (or logical shard) r of n
     draw of a sample   = number `epoch` of the shards' seed: stored where epoch < K at the stored rate, else made again
     slots              = ⌊B·L·p⌋ for the highest rate of the run, never exceeded since Σ⌊M_i·p⌋ <= ⌊B·L·p⌋; spare slots
                          weigh 0
@@ -17,7 +17,7 @@ Suffixes: B, R rows, L positions, M slots, S segments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,34 +29,9 @@ from torch import Tensor
 from . import keys, masking
 from .artifacts import Manifest
 from .draws import manner, masks_of
-from .errors import DataError, UsageError
+from .errors import UsageError
+from .packing import SPECIALS
 from .rows import read, segments_of, stored_draw, tokens_of
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come in its data: with the settings, all that a resume needs to know of it."""
-
-    sample: int
-    """Samples taken so far; the next one is sample `sample` of the run."""
-    shards: str
-    """Digest of the shards' manifest."""
-
-    def step(self, rows_per_step: int) -> int:
-        """Whole steps taken so far."""
-        return self.sample // rows_per_step
-
-    def after(self, rows: int) -> Position:
-        """The position `rows` samples on."""
-        return replace(self, sample=self.sample + rows)
-
-    def check(self, shards: str) -> None:
-        """Raises DataError where the run would go on with other shards than it began with."""
-        if self.shards != shards:
-            raise DataError(
-                f"pretrain: the checkpoint after sample {self.sample} was taken on the shards {self.shards[:12]}, and "
-                f"these are {shards[:12]}; give the run its own shards, or remove its checkpoints to begin anew."
-            )
 
 
 @dataclass(frozen=True)
@@ -170,33 +145,56 @@ class ShardReader:
 
 def training_batch(
     reader: ShardReader,
-    step: int,
-    rows_per_step: int,
+    first: int,
+    rows: int,
     seed: int,
     *,
     rate: str = "",
     slots: str = "",
-    rank: int = 0,
-    ranks: int = 1,
+    part: int = 0,
+    parts: int = 1,
 ) -> Batch:
-    """What a rank takes of a step: rows in the order of `seed`, each with the draw of its epoch.
+    """What a part takes of a step: rows in the order of `seed`, each with the draw of its epoch.
 
     Args:
+        first: the step's first sample.
+        rows: the rows of the whole step.
         rate: the mask rate p of the step; "" is that of the shards.
         slots: the highest rate of the run, which sets the number of slots; "" is the rate of the step.
+        part: of `parts` equal ones (to a row); a rank, or a logical shard.
     Raises:
-        UsageError: there are fewer rows than ranks.
+        UsageError: there are fewer rows than parts.
     """
-    if rows_per_step < ranks:
-        raise UsageError(f"pretrain.rows_per_step is {rows_per_step}, for {ranks} ranks; use at least one row a rank.")
-    low, high = (step * rows_per_step + one * rows_per_step // ranks for one in (rank, rank + 1))
-    epochs, index = np.divmod(np.arange(low, high), reader.rows)
+    if rows < parts:
+        raise UsageError(
+            f"A step of {rows} rows cannot be split over {parts} ranks; raise pretrain.batch_tokens, or lower "
+            "pretrain.devices or pretrain.nodes."
+        )
+    low, high = (first + one * rows // parts for one in (part, part + 1))
     rate = rate or reader.rate
-    parts = []
-    for epoch in range(epochs[0], epochs[-1] + 1):  # one, or a few where an epoch ends inside the batch
-        order = _order(seed, epoch, reader.rows)
-        parts.append(_Rows.read(reader, order[index[epochs == epoch]], epoch, rate, reader.corruption))
-    return _assemble(parts, reader.length, rate, slots or rate)
+    read = [_Rows.read(reader, ids, epoch, rate, reader.corruption) for epoch, ids in _samples(reader, low, high, seed)]
+    return _assemble(read, reader.length, rate, slots or rate)
+
+
+def segments_of_step(reader: ShardReader, first: int, rows: int, seed: int) -> NDArray[np.int64]:
+    """Lengths (S,) of all segments of a step, specials included.
+
+    They give Σ|𝓜| (`hidden_in`): so every rank knows what the summed loss is divided by before it starts, and no rank
+    has to ask another.
+    """
+    return np.concatenate([reader.segments_of_rows(ids)[0] for _, ids in _samples(reader, first, first + rows, seed)])
+
+
+def hidden_in(lengths_S: NDArray[np.int64], rate: str) -> int:
+    """Σ|𝓜| = Σ ⌊M·p⌋ of segments of these lengths, specials included."""
+    return int(masking.count(lengths_S - SPECIALS, rate).sum())
+
+
+def _samples(reader: ShardReader, low: int, high: int, seed: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Samples low to high as (epoch, sequence ids): one epoch, or a few where one ends in between."""
+    epochs, index = np.divmod(np.arange(low, high), reader.rows)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        yield epoch, _order(seed, epoch, reader.rows)[index[epochs == epoch]]
 
 
 def frozen_batch(reader: ShardReader, ids: ArrayLike, rate: str) -> Batch:

@@ -4,6 +4,8 @@ Every message is one sentence: what is wrong, where (file, line, key), what to d
 The numbers follow sysexits.h where it has a fitting one (65, 71, 73, 74, 75).
 """
 
+import re
+
 
 class MaskmillError(Exception):
     """An error that maskmill can explain."""
@@ -64,3 +66,8 @@ EXIT_CODES = {
     75: "interrupted, run it again",
     78: "numeric failure",
 }
+
+
+def without_secrets(text: str) -> str:
+    """A text whose addresses show no user and password."""
+    return re.sub(r"://[^/@\s]*@", "://…@", text)

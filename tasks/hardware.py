@@ -34,6 +34,11 @@ def _cuda_devices() -> int:
     return number.value
 
 
+def device_count() -> int:
+    """CUDA devices that the driver shows."""
+    return _cuda_devices()
+
+
 def device_kind(requested: str = "auto") -> str:
     """ "cuda" where torch and the driver both have it, else "cpu".
 

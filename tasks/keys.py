@@ -33,6 +33,8 @@ class Domain(IntEnum):
     """The order of the samples in an epoch."""
     SPAN = 4
     """Where a span begins."""
+    DROPOUT = 5
+    """Where the generator of a micro-batch's dropout begins."""
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

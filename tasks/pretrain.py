@@ -1,133 +1,101 @@
-"""Stage 4, pretrain: shards -> weights. This half starts the training process and watches it; it never imports torch.
+"""Stage 4, pretrain: shards -> weights. The training itself is a process of its own, or several (launch.py).
 
-    pretrain (here)                                  tasks.trainer (a process of its own)
-      job.json, the artifact's lock        ───►        trains, checkpoints, appends to the spool
-      hands new lines of the spool on      ◄───        measured.metrics.jsonl, curve.jsonl
-      SIGTERM, SIGINT                      ───►        finishes the step, checkpoints, exits 75
-      exit status -> an error of errors.py ◄───        outcome.json
-
-The trainer is a process of its own, so that a crash, a kernel that kills for memory or a hung device takes down
-training only, and so that the orchestrator's threads never share an interpreter with it.
+So a crash, a kernel that kills for memory or a hung device takes down training only, and the orchestrator's threads
+never share an interpreter with it. This module never imports torch.
 """
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, check_parent, digest_of, write_atomic
-from .errors import InterruptedRun, MaskmillError, UsageError
-from .hardware import compute_dtype, device_kind, thread_count
+from . import launch
+from .artifacts import Built, Identity, Manifest, Store, Workspace, check_parent, digest_of
+from .errors import UsageError
+from .hardware import compute_dtype, device_count, device_kind, thread_count
 from .journal import SPOOL
-from .progress import say
-from .rates import MaskRates
+from .pace import BatchWarmup, Pace
+from .pretrain_config import NOT_IDENTITY, PretrainConfig, fork_parts
+from .sizes import dimensions
+from .spool import Records, Spool
+from .stretches import Begun, Supply
+from .timeline import Timeline
+
+__all__ = ["STAGE", "VERSION", "PretrainConfig", "fork_parts", "identity", "pretrain", "profile"]
 
 STAGE = "pretrain"
-VERSION = 1
-NOT_IDENTITY = {"checkpoint_every"}
-"""Settings that cannot change the bytes: a checkpoint holds the whole state, so it is no matter when one is taken."""
-
-POLL = 0.5
-"""Seconds between two looks at the spool."""
-GRACE = 30.0
-"""Seconds that an abandoned trainer gets to finish its step and write a checkpoint."""
-
-Records = list[dict[str, Any]]
-"""Lines of the spool: {"step": int, "timestamp_ms": int, "metrics": {name: float}}."""
+VERSION = 2
+ENDLESS = 1_000_000
+"""Steps of a run that is only measured."""
+STABLE_FILE = "stable/step-{:09d}.safetensors"
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The model, how it is trained, and on what."""
+def identity(
+    config: PretrainConfig, vocabulary_digest: str, shards_digest: str, shorter: Sequence[str] = (), fork: str = ""
+) -> Identity:
+    """What the weights are a function of: the settings with the hardware's choices filled in, and the inputs.
 
-    layers: int = 4
-    """Blocks of the encoder."""
-    width: int = 128
-    """Width of the residual stream; a multiple of 2 * heads."""
-    heads: int = 2
-    """Attention heads."""
-    intermediate: int = 256
-    """Width inside the GeGLU."""
-    global_every: int = 3
-    """Every n-th layer attends to the whole segment, the others to a window."""
-    window: int = 128
-    """Width of the local layers' window, in tokens."""
-    optimizer: str = "muon"
-    """"muon" (hidden matrices; AdamW on the rest) or "adamw"."""
-    matrix_learning_rate: float = 0.02
-    """Muon's learning rate; unused with adamw."""
-    learning_rate: float = 3e-3
-    """AdamW's learning rate."""
-    weight_decay: float = 0.01
-    """Decoupled, on matrices only."""
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises."""
-    decay: float = 0.3
-    """Share of the steps in which it falls, as 1 - sqrt."""
-    clip: float = 1.0
-    """Largest gradient norm; larger ones are scaled down to it."""
-    rows_per_step: int = 64
-    """Rows of L tokens in an optimiser step."""
-    micro_rows: int = 0
-    """Rows at a time on the device; 0 takes the whole step at once. Less memory, the same gradient."""
-    mask_rates: MaskRates = field(default_factory=MaskRates)
-    """The mask rate over the run; by default that of the shards all along."""
-    tokens: int = 2_400_000
-    """Budget in ordinary tokens, rounded up to whole steps."""
-    steps: int = 0
-    """Budget in steps; takes the place of `tokens` where it is not 0."""
-    checkpoint_every: int = 100
-    """Steps between two checkpoints: what a kill can cost at most."""
-    validation_every: int = 200
-    """Steps between two looks at the validation split; the last step always has one."""
-    validation_rows: int = 512
-    """Rows of the validation split that a look takes at most."""
-    log_every: int = 10
-    """Steps between two points of the curve."""
-    seed: int = 0
-    """Of the initial weights and of the sample order; the masks have the shards' own."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    dtype: str = "auto"
-    """auto, bfloat16 or float32: type of the matrix products. Weights and sums stay float32."""
-    threads: int = 0
-    """CPU threads; 0 takes all cores. Part of the identity: sums are split by thread."""
+    The number of devices is not among them: with pretrain.reduction exact it changes no bit, and else a run may change
+    it and goes on. Which ones it had is in measured.json.
 
-    def __post_init__(self) -> None:
-        sizes = ("layers", "width", "heads", "intermediate", "global_every", "window", "rows_per_step", "log_every")
-        for name in (*sizes, "checkpoint_every", "validation_every", "validation_rows"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"pretrain.{name} is {getattr(self, name)}; use at least 1.")
-        if self.width % (2 * self.heads):
-            raise UsageError(f"pretrain.width is {self.width}; use a multiple of 2 * heads, {2 * self.heads}.")
-        if self.optimizer not in ("muon", "adamw"):
-            raise UsageError(f"pretrain.optimizer is {self.optimizer!r}; use muon or adamw.")
-        if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > 1:
-            raise UsageError("pretrain.warmup and pretrain.decay are shares of the steps; their sum is at most 1.")
-        if self.steps < 0 or self.micro_rows < 0 or (self.steps == 0 and self.tokens < 1):
-            raise UsageError("pretrain needs a budget: set pretrain.tokens or pretrain.steps to a positive number.")
-        if self.clip <= 0:
-            raise UsageError(f"pretrain.clip is {self.clip}; use a positive number.")
+    Args:
+        shorter: digests of the shards of config.lengths, in their order.
+        fork: digest of the pretrain artifact that the run is forked from.
+    """
+    settings = {name: value for name, value in _resolved(config).items() if name not in NOT_IDENTITY}
+    inputs = {"vocabulary": vocabulary_digest, "shards": shards_digest}
+    inputs |= {f"shards_{length}": one for length, one in zip(config.lengths.lengths, shorter, strict=True)}
+    if fork:
+        inputs["fork"] = fork
+    return Identity(STAGE, VERSION, settings, inputs)
 
 
-def identity(config: PretrainConfig, vocabulary_digest: str, shards_digest: str) -> Identity:
-    """What the weights are a function of: the settings with the hardware's choices filled in, and the inputs."""
+def _resolved(config: PretrainConfig) -> dict[str, Any]:
+    """All settings, with what follows from names and from this machine in place of auto and 0."""
+    settings = asdict(config)
+    del settings["size"]
+    settings |= dimensions(config.size, settings)
     device = device_kind(config.device)
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_IDENTITY}
     settings |= {
         "device": device,
         "dtype": compute_dtype(device, config.dtype),
-        "threads": thread_count(config.threads),
-        "reduction": "one-device",
+        "threads": _threads(config, device),
+        "fork": fork_parts(config.fork)[1],  # the step; which run it is, is said by its digest
     }
-    return Identity(STAGE, VERSION, settings, {"vocabulary": vocabulary_digest, "shards": shards_digest})
+    if config.minutes:
+        settings |= {"tokens": 0, "steps": 0}
+    elif config.steps:
+        settings["tokens"] = 0
+    if config.optimizer == "adamw":
+        settings |= {"matrix_learning_rate": 0.0, "matrix_adjustment": "", "momentum": 0.0}
+    return settings | _unused(config)
+
+
+def _unused(config: PretrainConfig) -> dict[str, Any]:
+    """Settings that mean nothing beside the others, each in one spelling: one computation has one key."""
+    unused: dict[str, Any] = {}
+    if config.fork:
+        unused["warmup"] = 0.0  # a fork has none
+    if config.schedule != "wsd":
+        unused["decay"] = 0.0
+    if config.reduction != "exact":
+        unused["logical_shards"] = 0
+    if config.micro_tokens >= config.batch_tokens:
+        unused["micro_tokens"] = 0
+    if not config.batch_warmup.start:
+        unused["batch_warmup"] = asdict(BatchWarmup())
+    return unused
+
+
+def _threads(config: PretrainConfig, device: str) -> int:
+    """Threads of a rank: sums are split by thread. On a CUDA device they are no matter."""
+    if device == "cuda":
+        return 1
+    if config.reduction == "exact":
+        return 1
+    return config.threads or max(1, thread_count(0) // config.ranks_here(device))
 
 
 def pretrain(
@@ -136,6 +104,8 @@ def pretrain(
     shards: Manifest,
     store: Store,
     on_metrics: Callable[[Records], None] | None = None,
+    shorter: Sequence[Manifest] = (),
+    fork: Manifest | None = None,
 ) -> tuple[Manifest, bool]:
     """Train, or find the trained model. A killed run goes on from its last whole checkpoint.
 
@@ -143,157 +113,126 @@ def pretrain(
         on_metrics: called in this process, now and then, with new lines of the spool in the order of their steps. After
             a resume it gets the lines from before as well: whoever ships them knows what has arrived. Lines of a call
             that fails come again with the next; a failure never disturbs training.
+        shorter: shards of each of config.lengths, in their order.
+        fork: the pretrain artifact from whose stable checkpoint the run goes on.
     Raises:
-        UsageError: the shards were made with another vocabulary, or a mask rate would hide nothing of their rows.
+        UsageError: the shards were made with another vocabulary, or the settings do not fit them or the fork.
         InterruptedRun: stopped by a signal; the same call goes on.
         NumericError, MemoryExhausted, DiskFullError, DataError: as they say.
     """
-    check_parent(STAGE, shards, vocabulary)
-    config.mask_rates.check(shards.facts["length"])
-    this = identity(config, vocabulary.digest, shards.digest)
-    settings = [dict(this.config), {"vocabulary": vocabulary.digest}]  # a checkpoint knows the shards by its position
+    check(config, vocabulary, shards, shorter, fork)
+    digests = [one.digest for one in shorter]
+    this = identity(config, vocabulary.digest, shards.digest, digests, fork.digest if fork else "")
 
     def build(workspace: Workspace) -> Built:
-        job = {
-            "folder": str(workspace.folder.absolute()),
-            "scratch": str(workspace.scratch.absolute()),
-            "vocabulary": str(vocabulary.folder.absolute()),
-            "shards": str(shards.folder.absolute()),
-            "inputs": dict(this.inputs),
-            "config": {**this.config, "checkpoint_every": config.checkpoint_every},
-            "run": digest_of(settings),
-            "parent": os.getpid(),
-        }
-        return _train(job, workspace, Spool(workspace.folder / SPOOL, on_metrics))
+        job = job_of(config, vocabulary, [*shorter, shards], workspace.folder, workspace.scratch, fork)
+        spool = Spool(workspace.folder / SPOOL, on_metrics)
+        said = launch.train(job, workspace.lock_fd, spool.ship)
+        return Built(said["counts"], said["facts"], said["measured"])
 
     return store.make(this, build, libraries=("torch", "safetensors", "numpy"))
 
 
-class Spool:
-    """Reads the trainer's metrics as they come. The trainer replaces the file when it resumes, else it only appends."""
+def profile(
+    config: PretrainConfig,
+    vocabulary: Manifest,
+    shards: Manifest,
+    store: Store,
+    steps: int = 20,
+    shorter: Sequence[Manifest] = (),
+) -> dict[str, Any]:
+    """Where the time of a training step goes: some real steps in a training process of its own; nothing is published.
 
-    def __init__(self, path: Path, on_metrics: Callable[[Records], None] | None) -> None:
-        self.path, self.on_metrics = path, on_metrics
-        self.inode, self.offset, self.shipped_step = -1, 0, -1
-        self.waiting: Records = []
-        self.failed = False
-
-    def ship(self) -> None:
-        """Hand on what is new."""
-        if self.on_metrics is None:
-            return
-        self.waiting += self._new_records()
-        if not self.waiting:
-            return
-        try:
-            self.on_metrics(self.waiting)
-        except Exception as error:  # the callback talks to servers; whatever it raises, training goes on
-            if not self.failed:
-                say(f"pretrain: metrics are kept back for now, handing them on failed: {type(error).__name__}: {error}")
-            self.failed = True
-        else:
-            self.failed, self.waiting = False, []
-
-    def _new_records(self) -> Records:
-        try:
-            with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_ino != self.inode:
-                    self.inode, self.offset = os.fstat(file.fileno()).st_ino, 0
-                file.seek(self.offset)
-                lines = file.read().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        records = []
-        for line in lines:
-            if not line.endswith(b"\n"):  # still being written
-                break
-            try:
-                record = json.loads(line)
-            except ValueError:  # the tail of before a power cut, which the trainer is about to cut off
-                break
-            self.offset += len(line)
-            if record["step"] > self.shipped_step:
-                self.shipped_step = record["step"]
-                records.append(record)
-        return records
+    Returns what profiling.profile does. Raises what `pretrain` raises.
+    """
+    check(config, vocabulary, shards, shorter, None)
+    store.root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".profile-", dir=store.root) as folder, open(os.devnull) as nothing:
+        (scratch := Path(folder, "scratch")).mkdir()
+        job = job_of(config, vocabulary, [*shorter, shards], Path(folder), scratch, None)
+        job["config"] |= {"tokens": 0, "steps": ENDLESS, "minutes": 0.0, "stable_checkpoints": 0}
+        job["config"]["compile"] = "on" if config.compile == "on" else "off"
+        said = launch.train(job | {"profile": steps}, nothing.fileno(), lambda: None)
+    return dict(said["profile"])
 
 
-def _train(job: dict[str, Any], workspace: Workspace, spool: Spool) -> Built:
-    """Run the trainer to its end. Raises what its exit status stands for."""
-    path, outcome = workspace.scratch / "job.json", workspace.scratch / "outcome.json"
-    write_atomic(path, canonical(job))
-    outcome.unlink(missing_ok=True)
-    root = str(Path(__file__).resolve().parents[1])
-    # Threads that wait for each other spin only briefly: as fast on a quiet machine (23.1k against 23.9k tokens/s), and
-    # beside one busy process 7k instead of 1.5k to 4k tokens/s. OMP_WAIT_POLICY=passive was rejected: 15 % slower.
-    environment = (
-        {"GOMP_SPINCOUNT": "1000"}
-        | os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
-            "OMP_NUM_THREADS": str(job["config"]["threads"]),
-        }
-    )
-    # A process group of its own: the terminal's Ctrl-C then reaches it once, through us, and not twice.
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tasks.trainer", str(path)],
-        pass_fds=(workspace.lock_fd,),
-        process_group=0,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        with _forwarded_signals(process):
-            while process.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL)
-                spool.ship()
-    finally:
-        _stop(process)
-    spool.ship()
-    said = json.loads(outcome.read_bytes()) if outcome.exists() else {}
-    if process.returncode != 0 or not said:
-        raise _error(process.returncode, said.get("message"))
-    return Built(said["counts"], said["facts"], said["measured"])
+def check(
+    config: PretrainConfig, vocabulary: Manifest, shards: Manifest, shorter: Sequence[Manifest], fork: Manifest | None
+) -> None:
+    """Raises UsageError where the inputs do not fit together, or the settings do not fit them."""
+    for one in (*shorter, shards, *([fork] if fork else [])):
+        check_parent(STAGE, one, vocabulary)
+    config.check(shards.facts["length"])
+    _check_ranks(config, shards.facts["length"])
+    supplies = [Supply.of(one.facts, one.digest) for one in (*shorter, shards)]
+    if not config.minutes:
+        timeline = Timeline(Pace.of(_resolved(config)), supplies, _begun(config, fork))
+        timeline.stable_steps(config.stable_checkpoints)
+    if fork:
+        mine, its = _resolved(config), fork.config
+        for name in ("layers", "width", "heads", "intermediate", "global_every", "window", "optimizer"):
+            if mine[name] != its.get(name):
+                raise UsageError(
+                    f"pretrain.{name} is {mine[name]}, and that of the run in pretrain.fork is {its.get(name)}; a fork "
+                    "goes on with the same model."
+                )
 
 
-@contextmanager
-def _forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGTERM and SIGINT go to the trainer, which ends in its own time; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers; see _stop
-        yield
-        return
-    before = {
-        number: signal.signal(number, lambda received, _: process.send_signal(received))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a trainer that is still running because this process leaves by an exception (a cancelled flow, for one)."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _error(status: int, message: str | None) -> MaskmillError:
-    if -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        memory = " (by hand, or by the kernel for want of memory: then lower pretrain.micro_rows)"
-        return InterruptedRun(
-            f"pretrain: the training process was ended by {signal.Signals(-status).name}"
-            f"{memory if -status == signal.SIGKILL else ''}; run again to go on from the last checkpoint."
+def _check_ranks(config: PretrainConfig, length: int) -> None:
+    """Raises UsageError for ranks that have no device, or no row when rows have got longer."""
+    device = device_kind(config.device)
+    here = config.ranks_here(device)
+    if device == "cuda" and here > device_count():
+        raise UsageError(f"pretrain.devices is {here}, and there are {device_count()} CUDA devices; use so many.")
+    ranks, rows = here * int(config.nodes.rpartition(":")[2]), config.batch_tokens // length
+    if config.lengths.lengths and rows < ranks:
+        raise UsageError(
+            f"pretrain.batch_tokens is {config.batch_tokens}, {rows} rows of {length}, which is what the rows get to, "
+            f"and there are {ranks} ranks; raise it to {ranks * length}, or lower pretrain.devices or pretrain.nodes."
         )
-    kinds = {kind.exit_code: kind for kind in MaskmillError.__subclasses__()}
-    how = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
-    explained = message or f"pretrain: the training process {how}; run again to go on from the last checkpoint."
-    return kinds.get(status, MaskmillError)(explained)
+
+
+def job_of(
+    config: PretrainConfig,
+    vocabulary: Manifest,
+    shards: Sequence[Manifest],
+    folder: Path,
+    scratch: Path,
+    fork: Manifest | None,
+) -> dict[str, Any]:
+    """What the training process is to do, as JSON. shards: the shorter ones, then the main ones."""
+    settings = _resolved(config)
+    device = settings["device"]
+    of_run = {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
+    inputs = {"vocabulary": vocabulary.digest, "fork": fork.digest if fork else ""}
+    settings |= {"devices": config.ranks_here(device), "torchrun": config.several(device)}
+    return {
+        "folder": str(folder.absolute()),
+        "scratch": str(scratch.absolute()),
+        "vocabulary": str(vocabulary.folder.absolute()),
+        "shards": [[str(one.folder.absolute()), one.digest] for one in shards],
+        "fork": str(_stable_file(config, fork)) if fork else "",
+        "config": settings,
+        "run": digest_of([of_run, inputs]),  # a checkpoint knows the shards by its position
+        "rank_timeout": config.rank_timeout,
+        "profile": 0,
+    }
+
+
+def _stable_file(config: PretrainConfig, fork: Manifest) -> Path:
+    """The stable checkpoint that is asked for; the last one where no step is."""
+    begun = _begun(config, fork)
+    assert begun
+    return fork.whole(STABLE_FILE.format(begun.step)).absolute()
+
+
+def _begun(config: PretrainConfig, fork: Manifest | None) -> Begun | None:
+    """Where the fork's run stood at the checkpoint that is asked for."""
+    if not fork:
+        return None
+    there = {entry["step"]: entry for entry in fork.facts.get("stable", [])}
+    step = fork_parts(config.fork)[1] or max(there, default=0)
+    if step not in there:
+        steps = ", ".join(map(str, there)) or "none"
+        raise UsageError(f"pretrain.fork: {fork.folder} has no stable checkpoint after step {step}; it has {steps}.")
+    return Begun(**there[step])

@@ -9,11 +9,25 @@ EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """Say nothing from now on: of several processes that do the same, one speaks."""
+    global _hushed
+    _hushed = True
+
+
 def say(line: str) -> None:
     """One plain line to stderr."""
     if _live is not None:
         _live.print(line)
     else:
+        _print(line)
+
+
+def _print(line: str) -> None:
+    if not _hushed:
         print(line, file=sys.stderr, flush=True)
 
 
@@ -41,7 +55,7 @@ class Bar:
         self._show()
 
     def print(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        _print(line)
 
     def line(self) -> str:
         """The state in words: done, rate, time left."""
@@ -50,7 +64,7 @@ class Bar:
         parts = [f"{self.done:,.0f}" + (f" of {self.total:,.0f}" if self.total else "") + f" {self.unit}"]
         parts.append(f"{rate:,.0f}/s")
         if self.total and rate > 0:
-            parts.append(f"{_clock((self.total - self.done) / rate)} left")
+            parts.append(f"{clock((self.total - self.done) / rate)} left")
         return f"{self.label}: " + ", ".join([*parts, *([self.text] if self.text else [])])
 
     def _show(self) -> None:
@@ -103,7 +117,11 @@ _live: Bar | None = None
 def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
     """A bar for the time of the block; ends in one line that says how much was done in how long."""
     global _live
-    bar = _LiveBar(label, total, unit) if sys.stderr.isatty() and _live is None else Bar(label, total, unit)
+    bar = (
+        _LiveBar(label, total, unit)
+        if sys.stderr.isatty() and _live is None and not _hushed
+        else Bar(label, total, unit)
+    )
     _live = bar
     try:
         yield bar
@@ -112,10 +130,11 @@ def progress(label: str, total: float | None = None, unit: str = "") -> Iterator
         if isinstance(bar, _LiveBar):
             bar.close()
     done = f"{bar.done:,.1f}" if bar.done < 100 and bar.done % 1 else f"{bar.done:,.0f}"
-    say(f"{label}: {done} {unit} in {_clock(time.monotonic() - bar.started)}".rstrip())
+    say(f"{label}: {done} {unit} in {clock(time.monotonic() - bar.started)}".rstrip())
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as a person says them: 7.5 s, 42 s, 3:07 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import tracking
 from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, load, write_atomic
-from .card import card
+from .card import card, lineage
 from .errors import DataError
 from .progress import say
 from .versions import (
@@ -246,7 +246,7 @@ def _settle(
     if best and not again:
         tags |= {"against": f"version {best.version}", "against_nats": best.tags.get("nats", "unknown")}
         tags |= {"against_test": best.tags.get("test", "unknown")}
-    tags |= {stage: parent.digest for stage, parent in parents.items()} | {STAGE: manifest.digest}
+    tags |= lineage(parents) | {STAGE: manifest.digest}
     tags |= {"rival": parents["evaluate"].identity.inputs.get("champion", ""), "command": command or "unknown"}
     for tag, value in tags.items():
         client.set_model_version_tag(name, number, tag, value)

@@ -1,9 +1,10 @@
 """What MLflow is told while a flow runs: one run per flow run, a child per stage. The flow goes on, come what may.
 
-Everything to be said is put into an outbox and sent in order. Where sending fails (a server that is away, a locked
-database), one warning line is printed, the outbox is kept, and later calls try again; so nothing is lost while a server
-restarts, and training never waits for one that is gone. What was sent twice is stored once: runs are found by their
-tags, metrics carry the timestamps of the training process, and a stage's run remembers the last step of each metric.
+    Tracker, StageRun (here)     say things: a line appended to a file below <home>/outbox, never a call of a server
+    Sender (sender)              a thread that takes them from there to MLflow, now, or later, or in a later process
+
+So nobody waits for a server, and what one that is away was not told is on the disk until the next run tells it: the
+curve, parameters, tags, inputs and how each stage ended. Pictures and cards are named there, and taken from the store.
 """
 
 import fcntl
@@ -11,30 +12,27 @@ import json
 import logging
 import math
 import os
-import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import Manifest
-from .errors import InterruptedRun, UsageError
+from .delivery import Delivery
+from .errors import InterruptedRun, UsageError, without_secrets
+from .outbox import FOLDER, Entry, Outbox
 from .progress import say
+from .sender import Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PATIENCE = 30.0
-"""Seconds to leave a server alone after a failure."""
-AT_ONCE = 800
-"""Metrics in one call; MLflow takes 1000."""
+WAIT = 5.0
+"""Seconds to wait for the last words of a stage or a run to arrive."""
 LONGEST = 500
 """Characters of a parameter's value."""
-REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
-"""What MLflow says to a request that will not become right by waiting."""
 SHOWN = (".png", "report.json", "card.json", "card.html")
 """How the names of files end that a stage's run shows as its artifacts."""
 PROFILE = ("documents_kept", "characters_kept", "bytes_kept")
@@ -47,11 +45,6 @@ def tracking_uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database(home)}"
 
 
-def without_secrets(text: str) -> str:
-    """A text whose addresses show no user and password."""
-    return re.sub(r"://[^/@\s]*@", "://…@", text)
-
-
 def database(home: Path) -> Path:
     """The embedded database."""
     return home.resolve() / "mlflow.db"
@@ -60,6 +53,11 @@ def database(home: Path) -> Path:
 def artifact_root(home: Path) -> Path:
     """Where models and pictures lie when the database is the embedded one; a server has a place of its own."""
     return home.resolve() / "mlartifacts"
+
+
+def is_embedded(home: Path) -> bool:
+    """Is MLflow a database in the home folder, and no server?"""
+    return tracking_uri(home) == f"sqlite:///{database(home)}"
 
 
 def exists(home: Path) -> bool:
@@ -82,13 +80,12 @@ def connect(home: Path) -> "MlflowClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.store", "urllib3.connectionpool"):  # what they log is raised too, and said by us in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    uri = tracking_uri(home)
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    if uri == f"sqlite:///{database(home)}" and not database(home).exists():
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri(home))
+    if is_embedded(home):
         with locked(home, "mlflow.lock"):  # two first runs at once would make the tables twice
             if not database(home).exists():
                 say("MLflow: making its database, once")
-            client.search_experiments(max_results=1)
+                client.search_experiments(max_results=1)
     return client
 
 
@@ -116,8 +113,7 @@ def experiment_id(client: "MlflowClient", home: Path, name: str) -> str:
 
     if (known := found()) is not None:
         return known
-    embedded = tracking_uri(home) == f"sqlite:///{database(home)}"
-    place = artifact_root(home).as_uri() if embedded else None
+    place = artifact_root(home).as_uri() if is_embedded(home) else None
     try:
         return client.create_experiment(
             name, artifact_location=place, tags={"mlflow.experimentKind": "custom_model_development"}
@@ -141,7 +137,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 class Tracker:
-    """The run of a flow. No method raises."""
+    """The run of a flow. No method raises; none waits for a server but `flush` and `end`, and these not long."""
 
     def __init__(
         self,
@@ -158,16 +154,38 @@ class Tracker:
         tags        such as prefect.flow_run_id, git.commit
         parameters  the recipe, nested
         """
-        self.home, self.experiment = home, experiment
-        self._outbox: deque[Callable[[], None]] = deque()
-        self._lock = RLock()
-        self._not_before, self._warned = 0.0, False
-        self._client: MlflowClient | None = None
-        self._experiment_id, self.run_id = "", ""
-        self.lost = 0
-        """Things MLflow refused."""
-        tags = {"maskmill.run": run, **(tags or {})}
-        self._send(lambda: self._open(tags, name, flat(parameters or {})))
+        self.home = home
+        self._unsaid: list[Entry] = []
+        self._lock, self._warned = RLock(), False
+        self._sender: Sender | None = None
+        where = without_secrets(tracking_uri(home))
+        head = {"do": "open", "stage": "", "at": _now(), "experiment": experiment, "name": name, "run": run}
+        head |= {"tags": dict(tags or {}), "address": "" if is_embedded(home) else where}
+        try:
+            outbox = Outbox.create(home / FOLDER, head)
+        except OSError as error:
+            say(f"MLflow is told nothing of this run, {home / FOLDER} cannot be written to: {error.strerror}")
+            return
+        # The libraries are imported here, and the embedded database is made: two threads that import the same things
+        # for the first time can get in each other's way. Whatever is wrong, the sender will find it out, too.
+        with suppress(Exception):
+            connect(home)
+        self._sender = Sender(outbox, self._begin, where)
+        self.tell({"do": "parameters", "stage": "", "values": flat(parameters or {})})
+        self._sender.start()
+
+    def _begin(self, head: Entry) -> Delivery:
+        client = connect(self.home)
+        return Delivery(client, lambda name: experiment_id(client, self.home, name), head)
+
+    @property
+    def run_id(self) -> str:
+        """Id of the MLflow run; "" as long as MLflow was not reached."""
+        return self.id_of("")
+
+    def id_of(self, stage: str) -> str:
+        """Id of the MLflow run of a stage; "" as long as MLflow was not reached."""
+        return self._sender.ids.get(stage, "") if self._sender else ""
 
     def stage(self, stage: str, parameters: Mapping[str, Any] | None = None) -> "StageRun":
         """The run of a stage, below this one; use it in a `with`, which sets its status."""
@@ -175,111 +193,65 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Figures of the whole run, such as the test scores: what the table of runs shows."""
-        now = _now()
-        self._send(lambda: self._log(self.run_id, _metrics(values, now, 0)))
+        self.tell(_figures("", values))
 
     def corpus(self, manifest: Manifest) -> None:
         """The corpus that the whole run goes back to: the column Dataset of the table of runs."""
-        self._send(lambda: self._log_inputs(self.run_id, {manifest.stage: manifest}, "train"))
+        self.tell(_inputs("", {manifest.stage: manifest}, "train"))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags of the whole run."""
-        self._send(lambda: self._log(self.run_id, [], values))
+        self.tell({"do": "tags", "stage": "", "values": dict(values)})
+
+    def flush(self, seconds: float = WAIT) -> bool:
+        """Wait, but not longer than that, until MLflow knows all that was said. Does it?"""
+        return self._sender is not None and self._sender.flush(seconds)
 
     def end(self, status: str = "FINISHED") -> None:
-        """FINISHED, FAILED or KILLED; a last attempt to send what is left."""
-        self._send(lambda: self.client.set_terminated(self.run_id, status), patient=False)
-        if self._outbox or self.lost:
-            say(f"MLflow: {len(self._outbox) + self.lost} entries could not be recorded")
+        """FINISHED, FAILED or KILLED. What cannot be told now is kept, and said to be."""
+        self.tell({"do": "end", "stage": "", "status": status, "at": _now()})
+        if self._sender is None:
+            return
+        self._sender.flush(WAIT, everything=True)
+        self._sender.stop()
+        outbox, refused, earlier = self._sender.outbox, self._sender.refused, len(self._sender.left)
+        if refused:
+            say(f"MLflow: {refused} entries were refused; they are kept in {outbox.path.parent}/*.refused")
+        if outbox.waiting or earlier:
+            what = f"{outbox.waiting} entries of this run" + (f" and {earlier} earlier runs" if earlier else "")
+            say(f"MLflow: {what} wait in {outbox.path.parent}; the next `maskmill run` delivers them")
+        if self._unsaid:
+            say(f"MLflow: {len(self._unsaid)} entries are lost, {outbox.path} cannot be written to")
 
-    # How it is sent.
-
-    @property
-    def client(self) -> "MlflowClient":
-        if self._client is None:
-            self._client = connect(self.home)
-        return self._client
-
-    def _send(self, action: Callable[[], None], patient: bool = True) -> None:
+    def tell(self, *entries: Entry) -> None:
+        """Append to the outbox; on a full disk they are kept in memory until the next time."""
+        if self._sender is None:
+            return
         with self._lock:
-            self._outbox.append(action)
-            if patient and time.monotonic() < self._not_before:
-                return
-            while self._outbox:
-                try:
-                    self._outbox[0]()
-                except Exception as error:  # whatever it is, a run is worth more than its record
-                    self._warn(error)
-                    if not _will_not_pass(error):
-                        self._not_before = time.monotonic() + PATIENCE
-                        return
-                    self.lost += 1
-                self._outbox.popleft()
-
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            text = (str(error).splitlines() or [type(error).__name__])[0]
-            where = without_secrets(tracking_uri(self.home))
-            say(f"MLflow at {where} does not take everything ({without_secrets(text[:200])}); the run goes on")
-        self._warned = True
-
-    def _open(self, tags: Mapping[str, str], name: str, parameters: Mapping[str, str]) -> None:
-        self._experiment_id = experiment_id(self.client, self.home, self.experiment)
-        self.run_id, _ = self._run({"maskmill.run": tags["maskmill.run"]}, tags, name)
-        self._log(self.run_id, [], {}, parameters)
-
-    def _run(self, key: Mapping[str, str], tags: Mapping[str, str], name: str) -> tuple[str, Mapping[str, str]]:
-        """Id and tags of the run with these key tags, made where there is none, running again where it had ended."""
-        query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
-        found = self.client.search_runs([self._experiment_id], query, max_results=1)
-        if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return found[0].info.run_id, found[0].data.tags
-        run = self.client.create_run(self._experiment_id, run_name=name, tags={**tags, **key})
-        return run.info.run_id, {}
-
-    def _log(
-        self,
-        run_id: str,
-        metrics: Sequence[Any],
-        tags: Mapping[str, str] | None = None,
-        parameters: Mapping[str, str] | None = None,
-    ) -> None:
-        from mlflow.entities import Param, RunTag
-
-        given = [Param(name, value) for name, value in (parameters or {}).items()]
-        for start in range(0, len(given), 100):
-            self.client.log_batch(run_id, params=given[start : start + 100])
-        self.client.log_batch(run_id, metrics, tags=[RunTag(name, value) for name, value in (tags or {}).items()])
-
-    def _log_inputs(self, run_id: str, inputs: Mapping[str, Manifest], context: str) -> None:
-        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        datasets = []
-        for name, manifest in inputs.items():
-            source = LocalArtifactDatasetSource(str(manifest.folder))
-            profile = {key: manifest.counts[key] for key in PROFILE if key in manifest.counts}
-            # MLflow's column holds 36 characters; the whole digest goes into a tag.
-            kind, place = source._get_source_type(), source.to_json()
-            dataset = Dataset(name, manifest.digest[:32], kind, place, profile=json.dumps(profile) if profile else None)
-            tags = [InputTag("mlflow.data.context", context), InputTag("digest", manifest.digest)]
-            datasets.append(DatasetInput(dataset, tags))
-        self.client.log_inputs(run_id, datasets)
+            self._unsaid += entries
+            try:
+                self._sender.outbox.append(*self._unsaid)
+                self._unsaid = []
+            except OSError as error:
+                if not self._warned:
+                    say(f"MLflow is told later, {self._sender.outbox.path} cannot be written to: {error.strerror}")
+                self._warned = True
 
 
 class StageRun:
-    """The run of a stage. No method raises."""
+    """The run of a stage. No method raises or waits."""
 
     def __init__(self, tracker: Tracker, stage: str, parameters: Mapping[str, str]) -> None:
         self.tracker, self.stage = tracker, stage
-        self._id, self._shipped = "", dict[str, int]()
-        self.tracker._send(lambda: self._open(parameters))
+        tracker.tell(
+            {"do": "open", "stage": stage, "at": _now()},
+            {"do": "parameters", "stage": stage, "values": dict(parameters)},
+        )
 
     @property
     def run_id(self) -> str | None:
-        """Id of the MLflow run; None where MLflow could not be reached."""
-        return self._id or None
+        """Id of the MLflow run; None as long as MLflow was not reached."""
+        return self.tracker.id_of(self.stage) or None
 
     def __enter__(self) -> "StageRun":
         return self
@@ -289,13 +261,13 @@ class StageRun:
         status = "FINISHED" if error is None else "KILLED" if interrupted else "FAILED"
         if error is not None:
             text = f"{type(error).__name__}: {error}"[:1000]
-            self.tracker._send(lambda: self.tracker._log(self._id, [], {"error": text}))
-        self.tracker._send(lambda: self.tracker.client.set_terminated(self._id, status))
+            self.tracker.tell({"do": "tags", "stage": self.stage, "values": {"error": text}})
+        self.tracker.tell({"do": "end", "stage": self.stage, "status": status, "at": _now()})
 
     def ship(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Points of the training curve: {"step", "timestamp_ms", "metrics"}. What was sent before is left out."""
-        kept = list(records)
-        self.tracker._send(lambda: self._ship(kept))
+        """Points of the training curve: {"step", "timestamp_ms", "metrics"}. What MLflow has is left out later."""
+        points = [{**record, "metrics": _finite(record["metrics"])} for record in records]
+        self.tracker.tell(*({"do": "metrics", "stage": self.stage, **point} for point in points if point["metrics"]))
 
     def record(self, manifest: Manifest, reused: bool, inputs: Mapping[str, Manifest] | None = None) -> None:
         """What the stage made or found: tags, books, figures, and what it was made from, with digests."""
@@ -303,38 +275,11 @@ class StageRun:
         figures = {f"counts/{name}": float(value) for name, value in manifest.counts.items()}
         figures |= {f"measured/{name}": value for name, value in manifest.measured().items() if _is_number(value)}
         figures |= manifest.facts.get("metrics", {})
-        now = _now()
-        self.tracker._send(lambda: self.tracker._log(self._id, _metrics(figures, now, 0), tags))
+        self.tracker.tell(_figures(self.stage, figures), {"do": "tags", "stage": self.stage, "values": tags})
         if inputs:
-            self.tracker._send(lambda: self.tracker._log_inputs(self._id, inputs, self.stage))
-        for name in manifest.files:
-            if name.endswith(SHOWN):
-                self._artifact(manifest.path(name))
-
-    def _artifact(self, path: Path) -> None:
-        self.tracker._send(lambda: self.tracker.client.log_artifact(self._id, str(path)))
-
-    def _open(self, parameters: Mapping[str, str]) -> None:
-        key = {"mlflow.parentRunId": self.tracker.run_id, "stage": self.stage}
-        self._id, tags = self.tracker._run(key, key, self.stage)
-        self._shipped = json.loads(tags.get("shipped", "{}"))
-        self.tracker._log(self._id, [], {}, parameters)
-
-    def _ship(self, records: Sequence[Mapping[str, Any]]) -> None:
-        new, shipped = [], dict(self._shipped)
-        for record in records:
-            metrics = {k: v for k, v in record["metrics"].items() if record["step"] > shipped.get(k, -1)}
-            new += _metrics(metrics, record["timestamp_ms"], record["step"])
-            shipped |= dict.fromkeys(metrics, record["step"])
-            if len(new) >= AT_ONCE:
-                self._deliver(new, shipped)
-                new = []
-        if new:
-            self._deliver(new, shipped)
-
-    def _deliver(self, metrics: list[Any], shipped: dict[str, int]) -> None:
-        self.tracker._log(self._id, metrics, {"shipped": json.dumps(shipped)})
-        self._shipped = dict(shipped)
+            self.tracker.tell(_inputs(self.stage, inputs, self.stage))
+        shown = [str(manifest.path(name)) for name in manifest.files if name.endswith(SHOWN)]
+        self.tracker.tell(*({"do": "file", "stage": self.stage, "path": path} for path in shown))
 
 
 def _now() -> int:
@@ -345,14 +290,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _metrics(values: Mapping[str, Any], timestamp_ms: int, step: int) -> list[Any]:
-    """Finite values only: MLflow stores infinity as 1.8e308."""
-    from mlflow.entities import Metric
-
-    return [Metric(k, float(v), timestamp_ms, step) for k, v in values.items() if math.isfinite(v)]
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """MLflow stores infinity as 1.8e308, and JSON knows neither that nor NaN."""
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
-def _will_not_pass(error: Exception) -> bool:
-    """Is it the request that is wrong, and not the moment?"""
-    code = getattr(error, "error_code", None)
-    return code in REFUSED or isinstance(error, TypeError | ValueError | KeyError | AttributeError | FileNotFoundError)
+def _figures(stage: str, values: Mapping[str, Any]) -> Entry:
+    return {"do": "metrics", "stage": stage, "step": 0, "timestamp_ms": _now(), "metrics": _finite(values)}
+
+
+def _inputs(stage: str, inputs: Mapping[str, Manifest], context: str) -> Entry:
+    datasets = []
+    for name, manifest in inputs.items():
+        profile = {key: manifest.counts[key] for key in PROFILE if key in manifest.counts}
+        datasets.append([name, manifest.digest, str(manifest.folder), profile])
+    return {"do": "inputs", "stage": stage, "context": context, "datasets": datasets}

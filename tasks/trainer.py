@@ -1,13 +1,17 @@
-"""The training process: `python -m tasks.trainer JOB.json`, started by pretrain. What it does is in training.py.
+"""A training process: `python -m tasks.trainer JOB.json`, started by pretrain, alone or as one of several ranks.
 
-SIGTERM or SIGINT: finish the step, write a checkpoint, exit 75. A second one: exit at once.
-Exit status: 0 done, 65 damaged data, 71 out of memory, 74 disk full, 75 stopped by a signal (run again), 78 not finite.
+SIGTERM, SIGINT or SIGUSR1 to any rank: all finish the step, write a checkpoint, and end as interrupted. A second one,
+seconds later: exit at once. How it ended stands in outcome.json beside the job, whatever torchrun makes of the exit
+status:
+
+    status 0 done, 65 damaged data, 71 out of memory, 74 disk full, 75 stopped by a signal (run again), 78 not finite
+
+Of several ranks, one that knows why it ends leaves the outcome and exits with 0; torchrun starts the others again, and
+they see that there is nothing left to do. A rank that is lost leaves none: then all go on from the last checkpoint.
 """
 
-import ctypes
 import json
 import os
-import shutil
 import signal
 import sys
 import traceback
@@ -15,14 +19,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .artifacts import NO_SPACE, canonical, load, write_atomic
+from . import elastic, progress
+from .artifacts import NO_SPACE, canonical, write_atomic
 from .errors import DiskFullError, InterruptedRun, MaskmillError, MemoryExhausted
+from .launch import OUTCOME, STOP
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+RANKS = "WORLD_SIZE"
+"""Set by torchrun."""
 
 _signals: list[int] = []
 """Signals received so far."""
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:
+    if elastic.again():
+        return
     _signals.append(number)
     if len(_signals) > 1:  # the second one means now; what is on the disk is whole at any instant
         os._exit(InterruptedRun.exit_code)
@@ -30,54 +42,71 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 def main(path: Path) -> int:
     """Runs a job; leaves outcome.json beside it; returns the exit status."""
-    signal.signal(signal.SIGTERM, _on_signal)  # before torch is imported, which takes seconds
-    signal.signal(signal.SIGINT, _on_signal)
-    status, outcome = 0, {}
+    for number in SIGNALS:  # before torch is imported, which takes seconds
+        signal.signal(number, _on_signal)
+    several, outcome = RANKS in os.environ, path.with_name(OUTCOME)
+    if several and _over(outcome):
+        return 0
     try:
-        outcome = run(json.loads(path.read_bytes()))
+        said = run(json.loads(path.read_bytes()), several)
+        status = 0
     except Exception as error:
         explained = _explained(error)
         if explained is None:
             traceback.print_exc()
+        if several and (explained is None or _lost_peer(error)):
+            return 1
         status = explained.exit_code if explained else 1
-        outcome = {"message": str(explained or f"pretrain: {type(error).__name__}: {error}")}
-    try:
-        write_atomic(path.with_name("outcome.json"), canonical(outcome))
-    except OSError as error:  # a full disk: the status alone must do
-        status = status or (DiskFullError.exit_code if error.errno in NO_SPACE else 1)
-    return status
+        said = {"message": str(explained or f"pretrain: {type(error).__name__}: {error}")}
+    if said is not None:
+        try:
+            write_atomic(outcome, canonical({**said, "status": status}))
+        except OSError as error:  # a full disk: the status alone must do
+            return status or (DiskFullError.exit_code if error.errno in NO_SPACE else 1)
+    return 0 if several else status
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole of it: prepare, resume, train, finish. Returns counts, facts and measurements of the artifact."""
-    _bind_to_parent(job["parent"])
+def _over(outcome: Path) -> bool:
+    """Did a rank say why it ended, and torchrun start us all the same?
+
+    torchrun also stops its ranks by a signal where their number changes: then they are to go on.
+    """
+    if not outcome.exists():
+        return False
+    return json.loads(outcome.read_bytes())["status"] != InterruptedRun.exit_code or outcome.with_name(STOP).exists()
+
+
+def run(job: dict[str, Any], several: bool) -> dict[str, Any] | None:
+    """The whole of it: join the ranks, begin, train, finish. Returns what the first rank has to say."""
+    if not elastic.bind_to_parent():
+        raise InterruptedRun("pretrain: the process that started the training is gone; run it again.")
     import torch
 
-    from .training import Training, finish, train
+    from . import heap, looping
+    from .ranks import Ranks
+    from .training import Training
 
-    torch.set_num_threads(job["config"]["threads"])
-    training = Training(job)
-    training.resume()
-    _check_space(training.folder, sum(4 * parameter.numel() for parameter in training.model.parameters()))
-    train(training, stopped=lambda: signal.Signals(_signals[0]).name if _signals else None)
-    return finish(training, load(Path(job["vocabulary"])))
+    if int(os.environ.get("RANK", 0)):
+        progress.hush()
+    config = job["config"]
+    torch.set_num_threads(config["threads"])
+    heap.keep_freed_memory()
+    if config["reduction"] == "exact" and config["device"] == "cuda":
+        torch.use_deterministic_algorithms(True)
+    ranks = Ranks.join(config["device"], job["rank_timeout"])
+    training = Training(job, ranks, lambda: _signals[0] if _signals else 0)
+    if job["profile"]:
+        said = looping.profile(training, job["profile"])
+    else:
+        said = looping.train(training)
+    ranks.leave()
+    return said if ranks.first else None
 
 
-def _bind_to_parent(parent: int) -> None:
-    """Die with the process that started us: it holds the means to hear of our end."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        raise InterruptedRun("pretrain: the process that started the training is gone; run it again.")
+def _lost_peer(error: Exception) -> bool:
+    from .ranks import lost_peer
 
-
-def _check_space(folder: Path, weights: int) -> None:
-    """Room for three checkpoints (two kept, one in writing) of weights and two moments, missed now, not at the end."""
-    free, need = shutil.disk_usage(folder).free, 3 * 3 * weights
-    if free < need:
-        raise DiskFullError(
-            f"pretrain: {free:,} bytes are free for {folder}, checkpoints need {need:,}; free some, run again."
-        )
+    return lost_peer(error)
 
 
 def _explained(error: Exception) -> MaskmillError | None:
@@ -90,7 +119,7 @@ def _explained(error: Exception) -> MaskmillError | None:
     # torch reports a failed host allocation as a plain RuntimeError, a device's as OutOfMemoryError
     said_so = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or said_so:
-        return MemoryExhausted("pretrain: out of memory; run again with a smaller pretrain.micro_rows.")
+        return MemoryExhausted("pretrain: out of memory; run again with a smaller pretrain.micro_tokens.")
     return None
 
 

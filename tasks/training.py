@@ -1,239 +1,172 @@
-"""A training run: its state, one step of it, what it says and what it keeps.
+"""A training run: its state, and one step of it.
 
-One step: batch(step) -> losses summed over the micro-batches, divided once by the step's Σ|𝓜| -> clip -> optimizers.
-All of it is a function of (weights, optimizer state, step): batch, masks, mask rate and learning rate come from the
-step's number. So a checkpoint's place in the data is one integer and the digest of the shards (`Position`), with no
-generator and nothing to replay, and a resumed run ends in the same bytes as an undisturbed one.
+One step: batches -> losses and gradients, summed over micro-batches and ranks, divided once by the step's Σ|𝓜| ->
+clip -> guards -> optimizers. All of it is a function of (weights, optimizer state, step): samples, masks, mask rate,
+learning rate and dropout come from the step's number (timeline.py). So a checkpoint's place in the data is one integer
+and the digests of the shards, with no generator and nothing to replay, and a resumed run ends in the same bytes as an
+undisturbed one.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import resource
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, flops
 from .artifacts import Manifest, load
-from .batches import Batch, Position, ShardReader, frozen_batch, training_batch
+from .batches import Batch, ShardReader, frozen_batch, hidden_in, segments_of_step, training_batch
+from .choices import Chosen, choose
 from .encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise
-from .errors import DataError, InterruptedRun, NumericError
+from .errors import DataError, NumericError
+from .gradients import Gradients
+from .guards import Action, Guards, GuardsConfig
 from .journal import Journal
-from .masking import fraction
-from .objective import Loss, masked_loss
-from .optimizer import OptimizerConfig, build, schedule
-from .progress import Bar, progress, say
-from .rates import MaskRates
-from .stock import save_stock
-
-UNIGRAM_MARGIN = 0.1
-"""Nats below the unigram entropy that a model must reach to have learned more than word frequencies."""
-
-
-@dataclass
-class Sums:
-    """What the steps since the last point of the curve add up to; part of a checkpoint."""
-
-    nll: float = 0.0
-    correct: int = 0
-    masked: int = 0
-
-
-@dataclass
-class Clock:
-    """What depends on the clock: never part of the weights or the curve."""
-
-    seconds: float = 0.0
-    """Of training, over all resumes."""
-    since: float = 0.0
-    """time.monotonic() of the last point of the curve."""
-    tokens: int = 0
-    """Tokens at the last point."""
-    waited: float = 0.0
-    """Seconds spent on making batches since the last point."""
+from .keeper import Keeper, Stable
+from .meter import Stopwatch
+from .objective import Loss, Objective, compile_objective
+from .optimizer import OptimizerConfig, Optimizers, build
+from .packing import SPECIALS
+from .points import Points
+from .progress import say
+from .ranks import Ranks
+from .sharding import build_dealt, build_sharded, load_parameters, named_slices, shard, whole_tensors
+from .stretches import Begun, Supply
+from .timeline import Pace, Timeline
 
 
 class Training:
-    """A training run between two steps."""
+    """A training run between two steps. With several ranks each has one, and all methods are collective."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        self.job, self.config = job, job["config"]
-        self.folder = Path(job["folder"])
-        self.journal = Journal(self.folder)
-        self.checkpoints = Path(job["scratch"]) / "checkpoints"
-        self.device = torch.device(self.config["device"])
-        shards = load(Path(job["shards"]))
-        if shards.digest != job["inputs"]["shards"]:
-            raise DataError(f"{shards.folder} is not the artifact that this run was started for; run it again.")
-        self.reader = ShardReader(shards, "train")
-        self.total = total_steps(self.config, shards.facts)
-        counts = np.load(shards.whole("unigrams.npy"), allow_pickle=False)
-        self.unigram_entropy = entropy(counts)
-        self.model = MaskedLanguageModel(encoder_config(self.config, shards.facts))
-        initialise(self.model, self.config["seed"], counts)
+    def __init__(self, job: dict[str, Any], ranks: Ranks, signal: Callable[[], int] = lambda: 0) -> None:
+        """
+        job     what pretrain wrote for the training process
+        signal  number of the signal that asks this rank to stop; 0 for none
+        """
+        self.job, self.ranks, self.signal = job, ranks, signal
+        self.config, self.device = dict(job["config"]), ranks.device
+        self.folder, self.checkpoints = Path(job["folder"]), Path(job["scratch"]) / "checkpoints"
+        self.journal = Journal(self.folder, writer=ranks.first)
+        shards = [_of_this_run(load(Path(path)), digest) for path, digest in job["shards"]]
+        self.main = shards[-1]
+        self.readers = [ShardReader(one, "train") for one in shards]
+        self.supplies = [Supply.of(one.facts, one.digest) for one in shards]
+        self.counts = np.load(self.main.whole("unigrams.npy"), allow_pickle=False)
+        self.points = Points(self.journal, entropy(self.counts), self.device)
+        self.sizes = encoder_config(self.config, self.main.facts)
+        self.validation = self._validation_batches()
+        self.watch = Stopwatch(self.device)
+        self.keeper = Keeper(self.checkpoints, before_receipt=self.journal.sync) if ranks.first else None
+        self.stopping = 0
+        """The signal that some rank was asked to stop by."""
+        self.start_again()
+
+    def start_again(self) -> None:
+        """The state before the first step: fresh, or that of the run it is forked from."""
+        self.model = MaskedLanguageModel(self.sizes)
+        self.model.encoder.recompute = self.config["recompute"]
+        initialise(self.model, self.config["seed"], self.counts)
         self.model.to(self.device).train()
-        self.optimizers = build(self.model, optimizer_config(self.config))
-        self.validation = self._validation_batches(shards)
-        self.mask_rates = MaskRates(**self.config["mask_rates"])
-        self.position = Position(0, shards.digest)
-        self.tokens = 0
-        self.sums, self.clock = Sums(), Clock()
-        self.resumed: list[int] = []
-        self.validation_loss = math.nan
-        self.metrics: dict[str, float] = {}
+        self.objective = Objective(self.model)
+        self.optimizers = self._optimizers()
+        self.guards = Guards(GuardsConfig(**self.config["guards"]), self.points.unigram_entropy)
+        self.points.start_again()
+        self.step, self.tokens = 0, 0
+        self.begun: Begun | None = None
+        if self.job["fork"]:
+            stable = checkpoint.load_stable(Path(self.job["fork"]))
+            self.begun = Begun(**stable.state["begun"])
+            self.step, self.tokens = self.begun.step, self.begun.tokens
+            self._take(stable.tensors)
 
-    def _validation_batches(self, shards: Manifest) -> list[Batch]:
-        """The first rows of the validation split with their frozen draw: the same at every look, and a bounded cost."""
-        reader = ShardReader(shards, "validation")
-        rows = min(reader.rows, self.config["validation_rows"])
-        size = self.config["micro_rows"] or self.config["rows_per_step"]
-        ids = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
-        return [frozen_batch(reader, piece, reader.rate) for piece in ids]
+    def _optimizers(self) -> Optimizers:
+        """On several ranks the model is sliced, or every rank has all of it and Muon's work is dealt out."""
+        config = optimizer_config(self.config)
+        if self.ranks.count == 1:
+            return build(self.model, config)
+        if self.config["parallel"] == "ddp":
+            return build_dealt(self.model, config)
+        shard(self.objective, self.model.encoder.layers, self.device.type)
+        return build_sharded(self.model, config)
+
+    def settle(self, chosen: Chosen, trial: bool = False) -> None:
+        """What follows from the choices: the timeline, and the way in which gradients are made. trial: to measure."""
+        self.chosen = chosen
+        pace = Pace.of(self.config | ({"steps": chosen.steps} if chosen.steps else {}))
+        self.timeline = Timeline(pace, self.supplies, self.begun)
+        self.stable = self.timeline.stable_steps(0 if trial else self.config["stable_checkpoints"])
+        objective = compile_objective(self.objective) if chosen.compiled else self.objective
+        settings = self.config | {"micro_tokens": chosen.micro_tokens}
+        self.gradients = Gradients(objective, self.loss_of, self.ranks, settings)
 
     @property
-    def step(self) -> int:
-        """Steps taken so far."""
-        return self.position.step(self.config["rows_per_step"])
+    def total(self) -> int:
+        """Steps of the run; the last one's number."""
+        return self.timeline.total
 
-    # One step.
+    # How it begins.
 
-    def take_step(self) -> float:
-        """Advance by one step; returns the gradient norm before clipping. Raises NumericError."""
-        began = time.monotonic()
-        rows = self.config["rows_per_step"]
-        rate, slots = self.mask_rate(self.step), self.mask_rates.highest(self.reader.rate)
-        batch = training_batch(self.reader, self.step, rows, self.config["seed"], rate=rate, slots=slots)
-        self.clock.waited += time.monotonic() - began
-        self.optimizers.set_lr(self.multiplier(self.step))
-        self.optimizers.zero_grad()
-        losses = []
-        for micro in batch.split(self.config["micro_rows"]):
-            loss = self._loss(micro)
-            torch.autograd.backward(loss.sum_nll / max(batch.count, 1))  # one division, by the count of the whole step
-            losses.append(torch.stack((loss.sum_nll.detach(), loss.correct)))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config["clip"]))
-        nll, correct = torch.stack(losses).sum(dim=0).tolist()
-        if not (math.isfinite(nll) and math.isfinite(norm)):
-            raise NumericError(self._not_finite(nll, norm))
-        self.optimizers.step()
-        self.position = self.position.after(rows)
-        self.tokens += batch.tokens
-        self.sums.nll += nll
-        self.sums.correct += int(correct)
-        self.sums.masked += batch.count
-        return norm
+    def begin(self) -> None:
+        """Go on from the newest whole checkpoint; else make the choices and the first checkpoint.
 
-    def _loss(self, batch: Batch) -> Loss:
-        segments = Segments.from_ids(batch.segment_ids_BL, self.config["window"]).to(self.device)
-        on_host = (batch.tokens_BL, batch.masked_M, batch.targets_M, batch.weights_M)
-        tokens_BL, masked_M, targets_M, weights_M = (one.to(self.device, non_blocking=True) for one in on_host)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["dtype"] == "bfloat16"):
-            return masked_loss(self.model, tokens_BL, segments, masked_M, targets_M, weights_M)
-
-    def multiplier(self, step: int) -> float:
-        warmup, decay = (round(self.config[name] * self.total) for name in ("warmup", "decay"))
-        return schedule(step, self.total, warmup, decay)
-
-    def mask_rate(self, step: int) -> str:
-        """p of a step; validation stays at the shards' rate, so that two looks compare."""
-        return self.mask_rates.rate_at(step, self.total) or self.reader.rate
-
-    def _not_finite(self, nll: float, norm: float) -> str:
-        good = checkpoint.steps(self.checkpoints)
-        kept = f"the last good checkpoint is step {good[-1]} in {self.checkpoints}" if good else "no checkpoint yet"
-        return (
-            f"pretrain: step {self.step + 1} has loss {nll} and gradient norm {norm}; {kept}; lower "
-            "pretrain.learning_rate or pretrain.matrix_learning_rate, or set pretrain.dtype to float32."
-        )
-
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Masked cross-entropy, nats per masked token, on the frozen draws; NaN where the split hides nothing."""
-        self.model.eval()
-        nll = sum(float(self._loss(batch)[0]) for batch in self.validation)
-        self.model.train()
-        masked = sum(batch.count for batch in self.validation)
-        self.validation_loss = nll / masked if masked else math.nan
-        return self.validation_loss
-
-    # What it says.
-
-    def record(self, norm: float) -> None:
-        """A point of the curve (a function of the weights) and a line of the spool (with the clock's figures)."""
-        masked = max(self.sums.masked, 1)
-        metrics = {
-            "train/loss": self.sums.nll / masked,
-            "train/accuracy": self.sums.correct / masked,
-            "train/learning_rate": self.config["learning_rate"] * self.multiplier(self.step - 1),
-            "train/gradient_norm": norm,
-        }
-        if self.mask_rates.varies:
-            metrics["train/mask_rate"] = float(fraction(self.mask_rate(self.step - 1)))
-        due = self.step % self.config["validation_every"] == 0 or self.step == self.total
-        if due and math.isfinite(loss := self.validate()):
-            metrics["validation/masked_cross_entropy"] = loss
-        point = {"step": self.step, "tokens": self.tokens, **metrics}
-        now = time.monotonic()
-        seconds = max(now - self.clock.since, 1e-9)
-        metrics["train/tokens_per_second"] = (self.tokens - self.clock.tokens) / seconds
-        metrics["train/data_wait_share"] = self.clock.waited / seconds
-        metrics["train/tokens"] = self.tokens
-        line = {"step": self.step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": metrics}
-        self.journal.write(point, line)
-        self.clock = Clock(self.clock.seconds + seconds, now, self.tokens)
-        self.sums = Sums()
-        self.metrics = metrics
-
-    # What it keeps.
-
-    def checkpoint(self) -> None:
-        """The whole state, and how far the curve and the spool had come."""
-        state = {
-            "run": self.job["run"],
-            "position": vars(self.position),
-            "tokens": self.tokens,
-            "sums": vars(self.sums),
-            "seconds": self.clock.seconds,
-            "resumed": self.resumed,
-            "journal": self.journal.mark(),
-        }
-        tensors: dict[str, Tensor] = {f"model/{name}": value for name, value in self.model.named_parameters()}
-        tensors |= {f"optimizer/{name}": value for name, value in self.optimizers.state_tensors().items()}
-        checkpoint.save(self.checkpoints, self.step, tensors, state)
-
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one; cut curve and spool back to it.
-
-        Raises DataError where the checkpoint was taken on other shards.
+        The first one, before any step, keeps the choices, and finds a disk that is too small now and not after hours.
+        Raises DataError where the checkpoint was taken on other shards, DiskFullError.
         """
-        found, findings = checkpoint.newest(self.checkpoints, self._refuse)
+        found = self._newest()
+        if found:
+            places = [one.digest for one in self.supplies]
+            _check_place(found.state["position"], places)
+        if self.ranks.first:
+            self._sweep()
+        self.journal.cut_back(found.state["journal"] if found else None)
+        if found:
+            self._resume(found)
+            return
+        if self.ranks.first:  # of an attempt whose checkpoints were all lost
+            shutil.rmtree(self.folder / checkpoint.STABLE, ignore_errors=True)
+        self.settle(choose(self))
+        self.points.clock.worlds.append([self.step, self.ranks.count])
+        self.checkpoint()
+        if self.keeper:
+            self.keeper.wait()
+
+    def _sweep(self) -> None:
+        """Remove what a rank that was killed had not finished: everything in the folder is published."""
+        for path in list(self.folder.rglob("*.tmp")):
+            if not path.is_relative_to(self.job["scratch"]):
+                path.unlink(missing_ok=True)
+
+    def _resume(self, found: checkpoint.Checkpoint) -> None:
+        state = found.state
+        self._take(found.tensors)
+        self.step, self.tokens = state["position"]["step"], state["tokens"]
+        self.guards = Guards(self.guards.config, self.points.unigram_entropy, state["guards"])
+        self.points.load(state["points"], self.step, self.ranks.count)
+        self.settle(Chosen(**state["chosen"]))
+        if self.step > self.timeline.first:
+            say(f"pretrain: resumed at step {self.step} of {self.total}")
+
+    def _newest(self, regular_only: bool = False) -> checkpoint.Checkpoint | None:
+        """The same checkpoint on every rank; the first one looks for it."""
+        found: checkpoint.Checkpoint | None = None
+        findings: list[str] = []
+        step = None
+        if self.keeper:
+            found, findings = self.keeper.newest(self._refuse, regular_only)
+            step = found.step if found else None
         for finding in findings:
             say(f"pretrain: {finding}; it was moved to quarantine and the checkpoint before it is used")
-        if found:
-            self.position = Position(**found.state["position"])
-            self.position.check(self.reader.digest)
-        self.journal.cut_back(found.state["journal"] if found else None)
-        if not found:
-            return
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(found.tensors[f"model/{name}"])
-        moments = {n.removeprefix("optimizer/"): t for n, t in found.tensors.items() if n.startswith("optimizer/")}
-        self.optimizers.load_state_tensors(moments)
-        state = found.state
-        self.tokens, self.sums = state["tokens"], Sums(**state["sums"])
-        self.clock = Clock(state["seconds"], tokens=self.tokens)
-        self.resumed = [*state["resumed"], self.step]
-        say(f"pretrain: resumed at step {self.step} of {self.total}")
+        step = self.ranks.from_first(step)
+        if step is not None and not self.keeper:
+            found = checkpoint.load(self.checkpoints, step)
+        return found
 
     def _refuse(self, state: dict[str, Any]) -> str | None:
         if state["run"] != self.job["run"]:
@@ -242,98 +175,181 @@ class Training:
             return "the curve does not begin with what it was when the checkpoint was taken"
         return None
 
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        """Weights and optimizer state."""
+        weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
+        load_parameters(self._named(), weights)
+        moments = {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
+        self.optimizers.load_state_tensors(moments)
 
-def train(training: Training, stopped: Callable[[], str | None]) -> None:
-    """From the state it is in to the last step.
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return named_slices(self.model, self.objective)
 
-    Args:
-        stopped: asked before each step; the reason to stop, or None.
-    Raises:
-        InterruptedRun: it was to stop, and the last finished step is kept in a checkpoint. NumericError.
-    """
-    config = training.config
-    training.clock.since, training.clock.tokens = time.monotonic(), training.tokens
-    with progress("pretrain", total=training.total - training.step, unit="steps") as bar:
-        while training.step < training.total:
-            if reason := stopped():
-                raise _interrupted(training, reason)
-            norm = training.take_step()
-            last = training.step == training.total
-            if training.step % config["log_every"] == 0 or training.step % config["validation_every"] == 0 or last:
-                training.record(norm)
-                _note(bar, training)
-            if training.step % config["checkpoint_every"] == 0 or last:
-                training.checkpoint()
-            bar.advance()
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters, whole, by name; of a sliced model on the first rank only."""
+        if self.ranks.count > 1 and self.config["parallel"] == "fsdp":
+            return whole_tensors(self._named())
+        return {name: value.detach() for name, value in self._named()}
 
+    # One step.
 
-def _note(bar: Bar, training: Training) -> None:
-    text = f"loss {training.metrics['train/loss']:.3f} · {training.metrics['train/tokens_per_second']:,.0f} tok/s"
-    if math.isfinite(training.validation_loss):
-        text += f" · validation {training.validation_loss:.3f}"
-    bar.note(text)
+    def take_step(self) -> float:
+        """Advance by one step; returns the gradient norm before clipping. Raises NumericError."""
+        with self.watch("data"):
+            take = self.timeline.at(self.step)
+            reader, seed = self.readers[take.shards], self.config["seed"]
+            rate = self.timeline.mask_rate(self.step) or reader.rate
+            slots = self.timeline.pace.mask_rates.highest(reader.rate)
+            lengths_S = segments_of_step(reader, take.first, take.rows, seed)
+            count, tokens = hidden_in(lengths_S, rate), int((lengths_S - SPECIALS).sum())
 
+        def batch_of(part: int, parts: int) -> Batch:
+            self.batch = training_batch(
+                reader, take.first, take.rows, seed, rate=rate, slots=slots, part=part, parts=parts
+            )
+            return self.batch
 
-def _interrupted(training: Training, reason: str) -> InterruptedRun:
-    if training.step:
-        training.checkpoint()
-    return InterruptedRun(
-        f"pretrain: stopped by {reason} after step {training.step} of {training.total}, which is kept; "
-        "the same command goes on from there."
-    )
+        self.optimizers.set_lr(self.timeline.multiplier(self.step))
+        self.optimizers.zero_grad()
+        sums = self.gradients.of(self.step, batch_of, count, lambda: (float(self.signal()),), self.watch)
+        self.stopping = int(sums.flags[0])
+        with self.watch("optimizer"):
+            norm = float(self.optimizers.clip(self.config["clip"]))
+            went = self._update(sums.nll / max(count, 1), norm)
+        self.step += 1
+        self.tokens += tokens
+        needed = flops.step_flops(self.sizes, lengths_S, count).total
+        self.points.add(sums, count if went else 0, needed)
+        return norm
 
+    def _update(self, loss: float, norm: float) -> bool:
+        """What the guards make of it; was it an ordinary step?"""
+        action = self.guards.see(self.step + 1, loss, norm, self.total)
+        if self.guards.sentence:
+            say(self.guards.sentence)
+        if action is Action.GO:
+            self.optimizers.step()
+        if action is Action.ROLLBACK:
+            action = self._roll_back()
+        if action is Action.STOP:
+            raise NumericError(self._not_finite(loss, norm))
+        return action is Action.GO
 
-def finish(training: Training, vocabulary: Manifest) -> dict[str, Any]:
-    """Write the model folder. Returns the counts, facts and measurements of the artifact."""
-    model = training.folder / "model"
-    save_stock(training.model, model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(vocabulary.whole(name), model / name)
-    points = [json.loads(line) for line in training.journal.curve.read_bytes().splitlines()]
-    loss = points[-1].get("validation/masked_cross_entropy", points[-1]["train/loss"])
-    at_unigram = loss > training.unigram_entropy - UNIGRAM_MARGIN
-    if at_unigram:
-        say(
-            f"pretrain: the loss ({loss:.2f}) is still at the unigram level ({training.unigram_entropy:.2f} nats): the "
-            "model knows token frequencies and no more; train longer, or look at the learning rates and at the corpus."
+    def _roll_back(self) -> Action:
+        """Weights and optimizer state of the last regular checkpoint, at this place in the data: these batches go."""
+        found = self._newest(regular_only=True)
+        if not found:
+            return Action.STOP
+        self._take(found.tensors)
+        self.guards.rolled_back(found.step)
+        say(f"pretrain: the weights are those of step {found.step} again; the batches since then are passed over")
+        return Action.ROLLBACK
+
+    def _not_finite(self, loss: float, norm: float) -> str:
+        good = checkpoint.steps(self.checkpoints)
+        kept = f"the last good checkpoint is step {good[-1]} in {self.checkpoints}" if good else "no checkpoint yet"
+        return (
+            f"pretrain: step {self.step + 1} has loss {loss} and gradient norm {norm}, again and again; {kept}; lower "
+            "pretrain.learning_rate or pretrain.matrix_learning_rate, or set pretrain.dtype to float32."
         )
-    speed = training.tokens / max(training.clock.seconds, 1e-9)
-    resumed = f"; resumed at step {training.resumed[-1]}" if training.resumed else ""
-    say(f"pretrain: {training.tokens:,} tokens, loss {loss:.3f}, {speed:,.0f} tokens/s{resumed}")
-    return {
-        "counts": {"steps": training.step, "tokens": training.tokens},
-        "facts": {
-            "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-            "steps": training.step,
-            "tokens": training.tokens,
-            "model": vars(training.model.config),
-            "initial_seed": training.config["seed"],
-            "unigram_entropy": round(training.unigram_entropy, 6),
-            "at_unigram_level": at_unigram,
-        },
-        "measured": {
-            "training_seconds": round(training.clock.seconds, 3),
-            "tokens_per_second": round(speed, 1),
-            "peak_memory_bytes": _peak_memory(training.device),
-            "resumed_at_steps": training.resumed,
-        },
-    }
+
+    def loss_of(self, objective: nn.Module, batch: Batch) -> Loss:
+        """Equations (2) to (5) on one micro-batch."""
+        segment_ids_BL = batch.segment_ids_BL
+        if not self.config["isolate"]:
+            segment_ids_BL = segment_ids_BL.clamp(max=0)
+        segments = Segments.from_ids(segment_ids_BL, self.sizes.window).to(self.device)
+        on_host = (batch.tokens_BL, batch.masked_M, batch.targets_M, batch.weights_M)
+        tokens_BL, masked_M, targets_M, weights_M = (one.to(self.device, non_blocking=True) for one in on_host)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["dtype"] == "bfloat16"):
+            loss: Loss = objective(tokens_BL, segments, masked_M, targets_M, weights_M)
+        return loss
+
+    def loss(self, batch: Batch) -> Loss:
+        """The same, as the step does it, and without a word to other ranks."""
+        return self.loss_of(self.gradients.plain, batch)
+
+    # Validation.
+
+    def _validation_batches(self) -> list[Batch]:
+        """The first rows of the validation split with their frozen draw: the same at every look, and a bounded cost."""
+        reader = ShardReader(self.main, "validation")
+        rows = min(reader.rows, self.config["validation_rows"])
+        size = max(1, (self.config["micro_tokens"] or self.config["batch_tokens"]) // reader.length)
+        ids = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
+        return [frozen_batch(reader, piece, reader.rate) for piece in ids]
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Masked cross-entropy, nats per masked token, on the frozen draws; NaN where the split hides nothing.
+
+        The batches are dealt out to the ranks; every rank does as many, since a sharded model needs all of them.
+        """
+        self.model.eval()
+        batches, ranks = self.validation, self.ranks
+        rounds = -(-len(batches) // ranks.count)
+        own = [batches[(turn * ranks.count + ranks.rank) % len(batches)] for turn in range(rounds)]
+        nlls = [float(self.loss(batch).sum_nll) for batch in own]
+        self.model.train()
+        by_turn = [nll for turn in zip(*ranks.numbers(*nlls), strict=True) for nll in turn][: len(batches)]
+        masked = sum(batch.count for batch in batches)
+        return math.fsum(by_turn) / masked if masked else math.nan
+
+    # What it keeps.
+
+    def checkpoint(self, regular: bool = True) -> None:
+        """Begin a checkpoint of the whole state, with how far the curve and the spool had come."""
+        tensors = {f"model/{name}": value for name, value in self.weights().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizers.state_tensors().items()}
+        if not self.keeper:
+            return
+        state = {
+            "run": self.job["run"],
+            "position": {"step": self.step, "shards": [one.digest for one in self.supplies]},
+            "tokens": self.tokens,
+            "points": self.points.state(),
+            "guards": self.guards.state(),
+            "chosen": vars(self.chosen),
+            "journal": self.journal.mark(),
+        }
+        stable = Stable(self.folder, {"begun": vars(self.standing(self.step, self.tokens))})
+        self.keeper.begin(self.step, tensors, state, regular, stable if self.step in self.stable else None)
+
+    def standing(self, step: int, tokens: int) -> Begun:
+        """Where the run stands, for a fork."""
+        begun = self.timeline.begun_at(step, tokens)
+        return replace(begun, samples=dict(begun.samples))
+
+    def needed_flops(self) -> float:
+        """Operations of the whole run, about: those of one row's worth of tokens, as often as the budget has it."""
+        length = self.sizes.length
+        lengths_S = np.array([length])
+        one = flops.step_flops(self.sizes, lengths_S, hidden_in(lengths_S, self.readers[-1].rate)).total
+        return one / length * Timeline(Pace.of(self.config), self.supplies, self.begun).positions
 
 
-def total_steps(config: dict[str, Any], facts: Any) -> int:
-    """The budget in steps. One in tokens is divided by the mean ordinary tokens of a step, and rounded up."""
-    if config["steps"]:
-        return config["steps"]
-    train = facts["splits"]["train"]
-    # ⌈budget / (rows_per_step * tokens / rows)⌉ in integers: the same on every machine
-    return -(-config["tokens"] * train["rows"] // (config["rows_per_step"] * train["tokens"]))
+def _of_this_run(shards: Manifest, digest: str) -> Manifest:
+    if shards.digest != digest:
+        raise DataError(f"{shards.folder} is not the artifact that this run was started for; run it again.")
+    return shards
+
+
+def _check_place(position: dict[str, Any], shards: list[str]) -> None:
+    """Raises DataError where the run would go on with other shards than it began with."""
+    if position["shards"] != shards:
+        was, now = (", ".join(one[:12] for one in digests) for digests in (position["shards"], shards))
+        raise DataError(
+            f"pretrain: the checkpoint after step {position['step']} was taken on the shards {was}, and these are "
+            f"{now}; give the run its own shards, or remove its checkpoints to begin anew."
+        )
 
 
 def encoder_config(config: dict[str, Any], facts: Any) -> EncoderConfig:
     """Sizes of the model from the settings; V, L and the special ids from the shards."""
-    sizes = {name: config[name] for name in ("layers", "width", "heads", "intermediate", "global_every", "window")}
+    names = "layers width heads intermediate global_every window rope_global rope_local norm_eps dropout"
     special = {f"{name}_id": number for name, number in facts["vocabulary"]["special_ids"].items()}
-    return EncoderConfig(vocabulary_size=facts["vocabulary"]["size"], length=facts["length"], **sizes, **special)
+    given = {name: config[name] for name in names.split()}
+    return EncoderConfig(vocabulary_size=facts["vocabulary"]["size"], length=facts["length"], **given, **special)
 
 
 def optimizer_config(config: dict[str, Any]) -> OptimizerConfig:
@@ -341,8 +357,12 @@ def optimizer_config(config: dict[str, Any]) -> OptimizerConfig:
     return OptimizerConfig(
         kind=config["optimizer"],
         muon_rate=config["matrix_learning_rate"],
+        muon_momentum=config["momentum"],
         muon_decay=config["weight_decay"],
+        adjust_lr_fn=config["matrix_adjustment"] or "original",
         adamw_rate=config["learning_rate"],
+        adamw_beta1=config["beta1"],
+        adamw_beta2=config["beta2"],
         adamw_decay=config["weight_decay"],
     )
 
@@ -351,9 +371,3 @@ def entropy(counts: np.ndarray) -> float:
     """Entropy in nats of the add-one-smoothed unigram distribution: the loss of one that knows frequencies only."""
     share = (counts + 1.0) / (counts + 1.0).sum()
     return float(-(share * np.log(share)).sum())
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tracking
-from .errors import DataError, MaskmillError, UsageError
+from .errors import DataError, MaskmillError, UsageError, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -188,8 +188,8 @@ def explained(home: Path) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("mlflow", "sqlalchemy")):
             raise
-        text = tracking.without_secrets((str(error).splitlines() or [""])[0][:300])
-        where = tracking.without_secrets(tracking.tracking_uri(home))
+        text = without_secrets((str(error).splitlines() or [""])[0][:300])
+        where = without_secrets(tracking.tracking_uri(home))
         if " failed with exception " in text:  # no connection; what follows are the innards of urllib3
             raise MaskmillError(
                 f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "

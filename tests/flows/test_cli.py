@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ print("HEAVY", sorted({{name.partition(".")[0] for name in sys.modules}} & set({
     assert done.stdout.endswith("HEAVY []\n")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "verify", "predict", "runs", "ui"])
+@pytest.mark.parametrize("command", ["run", "plan", "profile", "verify", "predict", "runs", "ui"])
 def test_every_command_shows_an_example(command: str) -> None:
     assert f"Example: maskmill {command}" in said([command, "--help"], 0)
 
@@ -105,6 +106,10 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPat
         (["run", "tiny", "--source", "/no/such/folder"], "/no/such/folder does not exist"),
         (["plan", "tiny", "--from", "shard"], "There is no stage 'shard'; the stages are corpus, vocabulary"),
         (["verify", "shard"], "There is no stage 'shard'"),
+        (["profile", "quikstart"], "Did you mean quickstart?"),
+        (["profile", "tiny", "--set", "pretrain.stps=3"], "did you mean pretrain.steps?"),
+        (["profile", "tiny", "--source", "/no/such/folder"], "/no/such/folder does not exist"),
+        (["profile", "tiny", "--steps", "0"], "Invalid value for '--steps'"),
         (["nonsense"], "No such command"),
         (["predict", "A [MASK]."], "start with: maskmill run quickstart"),
     ],
@@ -165,6 +170,18 @@ def test_runs_shows_the_state_and_the_command(home: Path) -> None:
 def test_the_parameters_of_typer_errors_are_left_to_typer() -> None:
     with pytest.raises(typer.BadParameter), cli.explained():
         raise typer.BadParameter("odd")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_batch_system_s_signals_are_a_ctrl_c_in_every_stage(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setattr(cli, "app", lambda **_: signal.raise_signal(number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cli.main()
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 74), (errno.EROFS, 2), (errno.EACCES, 2), (errno.EIO, 1)])

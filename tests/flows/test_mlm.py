@@ -40,10 +40,12 @@ class Mill:
         return entry
 
     def in_mlflow(self, what: str) -> set[str]:
-        """Names of the metrics or the datasets of the run above the stages' runs."""
+        """Names of the metrics or the datasets of the run above the stages' runs; stages and tags of all of them."""
         parent = "NOT IN (SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId')"
         queries = {
             "metrics": f"SELECT key FROM latest_metrics WHERE run_uuid {parent}",
+            "stages": "SELECT value FROM tags WHERE key = 'stage'",
+            "lineage": "SELECT key || ' ' || value FROM model_version_tags",
             "inputs": "SELECT name FROM datasets JOIN inputs ON source_id = dataset_uuid "
             f"WHERE destination_type = 'RUN' AND destination_id {parent}",
         }
@@ -56,6 +58,13 @@ class Mill:
         request = urllib.request.Request(f"{self.api}/task_runs/filter", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as reply:
             return {task["name"]: task["state_name"] for task in json.load(reply)}
+
+    def progress_of(self, flow_run: str) -> list[float]:
+        """Per cent in the progress artifacts of a flow run."""
+        body = json.dumps({"artifacts": {"flow_run_id": {"any_": [flow_run]}, "type": {"any_": ["progress"]}}}).encode()
+        request = urllib.request.Request(f"{self.api}/artifacts/filter", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return [artifact["data"] for artifact in json.load(reply)]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,8 @@ def test_from_text_to_a_registered_model_and_again(mill: Mill) -> None:
     assert [it["state"] for it in mill.last()["stages"].values()] == ["made"] * 6
     assert list(mill.last()["stages"]) == STAGES
     assert mill.tasks_of(mill.last()["flow_run_id"]) == dict.fromkeys(STAGES, "Completed")
+    assert mill.progress_of(mill.last()["flow_run_id"]) == [100.0]
+    assert not list((mill.home / "outbox").iterdir())
 
     scores, inputs = mill.in_mlflow("metrics"), mill.in_mlflow("inputs")
     assert {"test/rate_0.3/masked_cross_entropy", "baseline_unigram/rate_0.15/top5_accuracy"} <= scores
@@ -84,6 +95,34 @@ def test_from_text_to_a_registered_model_and_again(mill: Mill) -> None:
 
     plan = json.loads(mill("plan", "tiny", "--source", str(mill.folder / "texts"), "--json").stdout)
     assert [it["action"] for it in plan] == ["reuse"] * 6
+    assert mill("verify").returncode == 0
+
+
+@pytest.mark.slow
+def test_shorter_rows_are_shards_of_their_own_in_all_that_is_told(mill: Mill) -> None:
+    mill.run()
+    lengths = ["--set", "pretrain.lengths={lengths: [16], at: [0.5]}"]
+    parts = [*STAGES[:3], "shards 16", *STAGES[3:]]
+    first = mill.run(*lengths)
+    assert "shards 16   made in" in first.stderr and "Traceback" not in first.stderr
+    stages = mill.last()["stages"]
+    assert [(name, it["state"]) for name, it in stages.items()] == list(
+        zip(parts, ["reused"] * 3 + ["made"] * 4, strict=True)
+    )
+    assert stages["shards 16"]["why"] == "not made yet"
+    tasks = mill.tasks_of(mill.last()["flow_run_id"])
+    assert tasks == dict.fromkeys(parts[:3], "Reused") | dict.fromkeys(parts[3:], "Completed")
+    assert set(parts) <= mill.in_mlflow("stages")
+    assert f"shards_16 {stages['shards 16']['digest']}" in mill.in_mlflow("lineage")
+
+    plan = json.loads(mill("plan", "tiny", "--source", str(mill.folder / "texts"), *lengths, "--json").stdout)
+    assert [(it["stage"], it["action"]) for it in plan] == [(name, "reuse") for name in parts]
+    mill.run(*lengths)
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 7
+    again = mill.run(*lengths, "--from", "shards")
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 2 + ["made"] * 5
+    assert [it["digest"] for it in mill.last()["stages"].values()][:5] == [it["digest"] for it in stages.values()][:5]
+    assert "shards 16   run: forced by --from" in again.stderr
     assert mill("verify").returncode == 0
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import plan, recipes
+from flows import forks, plan, recipes
 from flows.plan import Verdict
 from flows.recipes import Recipe
-from tasks.artifacts import Built, Store, Workspace
+from tasks.artifacts import Built, Manifest, Store, Workspace
 from tasks.errors import UsageError
 from tasks.sources import Source
 
@@ -28,17 +28,22 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def make(recipe: Recipe, store: Store, stages: list[str] = STAGES) -> None:
-    """Artifacts under the identities of the real stages, with a small file in place of their contents."""
+def make(recipe: Recipe, store: Store, stages: list[str] | None = None, stable: list[int] | None = None) -> Manifest:
+    """Artifacts under the identities of the real stages, with a small file in place of their contents. The last one."""
     digests: dict[str, str] = {}
-    for stage in stages:
-        identity = plan.identity_of(stage, recipe, digests, store, None)
+    forked = forks.find(recipe.pretrain.fork, store)
+    for name, part in plan.parts(recipe).items():
+        if name not in (stages or plan.parts(recipe)):
+            continue
+        identity = plan.identity_of(part, digests, store, fork=forked.digest if forked else "")
 
         def build(workspace: Workspace, key: str = identity.key) -> Built:
             (workspace.folder / "data").write_text(key)
-            return Built({}, {})
+            return Built({}, {"stable": [{"step": step} for step in stable or []]})
 
-        digests[stage] = store.make(identity, build)[0].digest
+        manifest = store.make(identity, build)[0]
+        digests[name] = manifest.digest
+    return manifest
 
 
 def actions(verdicts: list[Verdict]) -> list[str]:
@@ -188,7 +193,7 @@ def test_unfinished_work_is_gone_on_with(recipe: Recipe, store: Store) -> None:
     make(recipe, store, ["corpus"])
     digests = {"corpus": plan.plan(recipe, store)[0].digest or ""}
     with pytest.raises(KeyboardInterrupt):
-        store.make(plan.identity_of("vocabulary", recipe, digests, store, None), killed)
+        store.make(plan.identity_of(plan.parts(recipe)["vocabulary"], digests, store), killed)
     assert actions(plan.plan(recipe, store)) == ["reuse", "resume", "run", "run", "run", "run"]
 
 
@@ -202,3 +207,110 @@ def test_a_tokenizer_that_is_not_there_is_named_before_the_corpus_is_made(tmp_pa
     recipe = recipes.load("tiny", [], [f"vocabulary.tokenizer={tmp_path / 'nosuch'}"])
     with pytest.raises(UsageError, match=r"vocabulary\.tokenizer: .*nosuch is no tokenizer\.json"):
         plan.plan(recipe, Store(tmp_path))
+
+
+# Shorter rows.
+
+WITH_LENGTHS = ["pretrain.lengths={lengths: [16, 24], at: [1/2, 0.75]}"]
+PARTS = ["corpus", "vocabulary", "shards", "shards 16", "shards 24", "pretrain", "evaluate", "register"]
+
+
+@pytest.fixture
+def growing(recipe: Recipe) -> Recipe:
+    return replace(recipes.load("tiny", overrides=WITH_LENGTHS), corpus=recipe.corpus)
+
+
+def test_each_shorter_length_has_a_line_of_its_own(growing: Recipe, store: Store) -> None:
+    verdicts = plan.plan(growing, store)
+    assert [verdict.stage for verdict in verdicts] == PARTS == list(plan.parts(growing))
+    assert verdicts[3].why == "its input corpus and vocabulary are not made yet"
+    assert verdicts[5].why == "its input vocabulary and shards and shards 16 and shards 24 are not made yet"
+    make(growing, store)
+    assert actions(plan.plan(growing, store)) == ["reuse"] * 8
+    assert len(store.folders("shards")) == 3
+
+
+def test_a_recipe_that_gets_lengths_keeps_what_it_has(recipe: Recipe, growing: Recipe, store: Store) -> None:
+    make(recipe, store)
+    verdicts = plan.plan(growing, store)
+    assert actions(verdicts) == ["reuse"] * 3 + ["run"] * 5
+    assert verdicts[3].why == verdicts[4].why == "not made yet"
+    make(growing, store, PARTS[:5])
+    assert plan.plan(growing, store)[5].why == (
+        'pretrain.lengths.at changed: [] → ["0.5", "0.75"]; pretrain.lengths.lengths changed: [] → [16, 24]; '
+        "input added: shards_16, shards_24"
+    )
+
+
+def test_a_changed_setting_of_shards_makes_all_of_them_and_says_it_of_each(growing: Recipe, store: Store) -> None:
+    make(growing, store)
+    changed = replace(growing, shards=replace(growing.shards, seed=5))
+    verdicts = plan.plan(changed, store)
+    assert actions(verdicts) == ["reuse"] * 2 + ["run"] * 6
+    assert {verdict.why for verdict in verdicts[2:5]} == {"shards.seed changed: 0 → 5"}
+    longer = replace(growing, shards=replace(growing.shards, length=64))
+    verdicts = plan.plan(longer, store)
+    assert actions(verdicts) == ["reuse", "reuse", "run", "reuse", "reuse", "run", "run", "run"]
+    assert verdicts[2].why == "shards.length changed: 32 → 64"
+
+
+def test_a_damaged_one_is_named_and_the_others_are_kept(growing: Recipe, store: Store) -> None:
+    make(growing, store)
+    verdict = plan.plan(growing, store)[3]
+    (store.root / "shards" / str(verdict.key) / "data").write_text("x")
+    verdicts = plan.plan(growing, store)
+    assert actions(verdicts) == ["reuse"] * 3 + ["run"] + ["reuse"] * 4
+    assert verdicts[3].stage == "shards 16" and verdicts[3].why.startswith("damaged: ")
+
+
+def test_from_shards_makes_all_shards_again(growing: Recipe, store: Store) -> None:
+    make(growing, store)
+    verdicts = plan.plan(growing, Store(store.root, forced=plan.forced_stages("shards")))
+    assert actions(verdicts) == ["reuse"] * 2 + ["run"] * 6
+
+
+# Forks.
+
+
+def forked(recipe: Recipe, fork: str) -> Recipe:
+    return replace(recipe, pretrain=replace(recipe.pretrain, fork=fork, steps=40))
+
+
+def test_a_fork_is_an_input_of_its_weights_by_digest_however_it_is_named(recipe: Recipe, store: Store) -> None:
+    weights = make(recipe, store, STAGES[:4], stable=[7, 14])
+    names = [weights.key, weights.key[:6], weights.key[:6].upper(), str(weights.folder)]
+    keys = {plan.plan(forked(recipe, name), store)[3].key for name in names}
+    last = {plan.plan(forked(recipe, f"{name}@7"), store)[3].key for name in names}
+    assert len(keys) == len(last) == 1 and keys != last
+    verdict = plan.plan(forked(recipe, weights.key), store)[3]
+    assert verdict.action == "run" and "input added: fork" in verdict.why
+    make(forked(recipe, weights.key), store, stable=[21])
+    assert actions(plan.plan(forked(recipe, str(weights.folder)), store)) == ["reuse"] * 6
+
+
+def test_a_fork_that_does_not_exist_is_refused_before_anything_runs_and_what_exists_is_named(
+    recipe: Recipe, store: Store, tmp_path: Path
+) -> None:
+    def refused(fork: str) -> str:
+        with pytest.raises(UsageError) as caught:
+            plan.plan(forked(recipe, fork), store)
+        return str(caught.value)
+
+    assert refused("abc") == "pretrain.fork: no pretrain artifact has a key that begins with 'abc'; there are none yet."
+    plain = make(recipe, store, STAGES[:4])
+    assert "has no stable checkpoints; make it again with pretrain.stable_checkpoints" in refused(plain.key)
+    others = [
+        make(replace(recipe, pretrain=replace(recipe.pretrain, seed=seed)), store, STAGES[:4], stable=[7, seed])
+        for seed in range(20, 37)
+    ]
+    assert f"no pretrain artifact has a key that begins with 'z'; there are {others[-1].key[:12]} (stable" in refused(
+        "z"
+    )
+    assert refused("z").endswith(" and 13 older.")
+    stable = f"{others[0].key[:12]} (stable after steps 7, 20)"
+    assert refused(f"{others[0].key}@9") == f"pretrain.fork: {stable} has no checkpoint after step 9; use one of these."
+    first = [one.key[0] for one in (plain, *others)]
+    twice = next(digit for digit in first if first.count(digit) > 1)  # 18 keys, 16 digits
+    assert f"{first.count(twice)} keys begin with '{twice}'" in refused(twice)
+    assert f"{tmp_path / 'nothing'} is no whole artifact: " in refused(str(tmp_path / "nothing"))
+    assert "is an artifact of shards; give one of pretrain" in refused(str(store.folders("shards")[0]))

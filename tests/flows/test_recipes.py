@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from flows import recipes
 from tasks.corpus import CorpusConfig
 from tasks.errors import UsageError
+from tasks.sizes import dimensions
 from tasks.sources import Source
 
 QUICKSTART = recipes.load("quickstart")
@@ -18,6 +19,7 @@ KEYS = [key for key in recipes.keys() if key[:-1]]  # noqa: SIM118
 LISTS = [("corpus", name) for name in recipes.SOURCES]
 SETTINGS = [key for key in KEYS if key not in {known[:-1] for known in KEYS} and key[:2] not in LISTS]
 SETTINGS += LISTS
+ALONE = [key for key in SETTINGS if key != ("pretrain", "size")]  # which takes the dimensions along
 
 
 def value_of(recipe: recipes.Recipe, key: tuple[str, ...]) -> object:
@@ -46,7 +48,7 @@ def test_every_setting_of_every_stage_can_stand_in_a_file(tmp_path: Path) -> Non
     assert recipes.load(str(path)) == recipe
 
 
-@pytest.mark.parametrize("key", SETTINGS, ids=".".join)
+@pytest.mark.parametrize("key", ALONE, ids=".".join)
 def test_every_setting_can_be_set_on_the_command_line(key: tuple[str, ...]) -> None:
     value = value_of(recipes.load("quickstart"), key)
     text = yaml.safe_dump(plain(value), default_flow_style=True, width=10**6).removesuffix("...\n").strip()
@@ -79,13 +81,20 @@ def test_a_setting_in_the_wrong_place_is_named_in_its_right_one(tmp_path: Path) 
     ("text", "says"),
     [
         ("pretrain: {steps: many}", "pretrain.steps: .*integer.*many"),
-        ("pretrain: {steps: yes}", "pretrain.steps: a number or a text is expected, not True"),
+        ("pretrain: {steps: true}", "pretrain.steps: a number or a text is expected, not True"),
+        ("pretrain: {steps: yes}", "pretrain.steps: .*integer.*'yes'"),
+        ("pretrain: {minutes: nan}", "pretrain.minutes is nan; use 0 or more"),
         ("pretrain: 3", "pretrain: this is a group of settings.*not 3"),
         ("pretrain: [1, 2]", "pretrain: this is a group of settings"),
         ("evaluate: {sentences: text}", "evaluate.sentences: .*not 'text'"),
         ("pretrain: {steps: -1}", "pretrain"),
         ("shards: {rate: 1.5}", "rate"),
-        ("corpus: {limits: {characters: 1}}", r"unknown key corpus.limits.characters; did you mean corpus.limits"),
+        (
+            "corpus: {limits: {characters: 1}}",
+            r"unknown key corpus.limits.characters; did you mean corpus.limits.record_",
+        ),
+        ("pretrain: {batch_warmup: {begin: 64}}", r"unknown key pretrain.batch_warmup.begin; known here: start, share"),
+        ("pretrain: {rows_per_step: 64}", r"unknown key pretrain.rows_per_step; it is pretrain.batch_tokens"),
         ("a: [", "line 1: this is not YAML"),
         ("- a", "a recipe is a mapping"),
         ("pretrain: {learning_rate: .nan}", "mine.yaml"),
@@ -191,7 +200,7 @@ def test_a_key_that_stands_twice_an_empty_source_and_a_bad_override_are_named(tm
         recipes.load(str(twice))
     with pytest.raises(UsageError, match="source is empty"):
         recipes.load("tiny", [""])
-    with pytest.raises(UsageError, match=r"tiny.yaml --set shards.rate=2: shards.rate: The mask rate '2'"):
+    with pytest.raises(UsageError, match=r"^--set shards.rate=2: shards.rate: The mask rate '2'"):
         recipes.load("tiny", [], ["shards.rate=2"])
 
 
@@ -245,7 +254,7 @@ def test_inner_groups_are_set_key_by_key() -> None:
     ("override", "told"),
     [
         ("corpus.cleaning.languages=en", r"corpus.cleaning.languages: this is a list, such as \[en\], not 'en'"),
-        ("corpus.cleaning.unicode=off", r"YAML reads no, off and yes as true or false; quote them"),
+        ("corpus.cleaning.unicode=false", r"true and false are no text; quote them"),
         ("corpus.near_duplicates=false", r"this is a group of settings"),
         ("corpus.near_duplicates.bands=100000", r"corpus.near_duplicates.bands is 100000; it must be from 1 to 256"),
     ],
@@ -253,6 +262,28 @@ def test_inner_groups_are_set_key_by_key() -> None:
 def test_new_settings_say_what_they_want(override: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         recipes.load("tiny", overrides=[override])
+
+
+def test_words_that_yaml_once_took_for_truth_values_or_minutes_are_words(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    nodes = "nodes: 2:4, rendezvous: 'host:29500'"
+    path.write_text(f"pretrain: {{compile: off, {nodes}}}\ncorpus: {{cleaning: {{languages: [no]}}}}")
+    recipe = recipes.load(str(path), ["x"], ["corpus.cleaning.unicode=off", "corpus.cleaning.mojibake=no"])
+    assert (recipe.pretrain.compile, recipe.pretrain.nodes) == ("off", "2:4")
+    cleaning = recipe.corpus.cleaning
+    assert (cleaning.languages, cleaning.unicode, cleaning.mojibake) == (("no",), "off", False)
+
+
+def test_a_size_on_the_command_line_is_not_undone_by_the_file_s_dimensions() -> None:
+    given = ["pretrain.size=small", "pretrain.heads=8"]
+    pretrain = recipes.load("quickstart", overrides=given).pretrain
+    assert dimensions(pretrain.size, dataclasses.asdict(pretrain)) == dimensions("small", {"heads": 8})
+
+
+def test_an_error_names_the_options_that_it_is_about_and_no_others() -> None:
+    given = ["pretrain.steps=30", "pretrain.schedule=cosin"]
+    with pytest.raises(UsageError, match=r"^--set pretrain.schedule=cosin: pretrain.schedule is 'cosin'; use"):
+        recipes.load("tiny", ["x"], given)
 
 
 def test_a_source_whose_name_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
@@ -274,3 +305,58 @@ def test_a_tokenizer_is_found_from_the_recipe_s_folder_and_the_hub_is_reached_fo
         path.write_text(f"corpus: {{sources: [README.md]}}\nvocabulary: {{tokenizer: '{tokenizer}'}}\n")
         recipe = recipes.load(str(path))
         assert recipe.vocabulary.tokenizer == expected and recipe.reaches_hub == hub
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("pretrain.lengths={lengths: [16]}", r"pretrain.lengths.at has 0 shares for 1 lengths"),
+        (
+            "pretrain.lengths={lengths: [16, 32], at: [0.5, 0.8]}",
+            r"pretrain.lengths.lengths is \[16, 32\], and shards.le",
+        ),
+        (
+            "pretrain.lengths={lengths: [24, 16], at: [0.5, 0.8]}",
+            r"pretrain.lengths.lengths is \[24, 16\]; each must be",
+        ),
+        (
+            "pretrain.lengths={lengths: [20], at: [0.5]}",
+            r"pretrain.lengths.lengths: 20 is no length of rows; use multip",
+        ),
+        ("pretrain.lengths={lengths: [8], at: [50]}", r"pretrain.lengths.at: '50' is not a number between 0 and 1"),
+        ("pretrain.lengths={length: [8], at: [0.5]}", r"did you mean pretrain.lengths.lengths\?"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused_by_their_key(override: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        recipes.load("tiny", overrides=[override])
+
+
+def test_rates_are_checked_against_every_length() -> None:
+    lengths = "pretrain.lengths={lengths: [8, 16], at: [0.3, 0.6]}"
+    with pytest.raises(UsageError, match=r"pretrain.lengths.lengths: shards.length is 8; use at least 9"):
+        recipes.load("tiny", overrides=[lengths, "shards.rate=0.15"])
+    with pytest.raises(UsageError, match=r"pretrain.mask_rates.rates: 0.1 hides no token of a row of 8"):
+        recipes.load("tiny", overrides=[lengths, "pretrain.mask_rates.rates=[0.1]"])
+
+
+def test_shorter_shards_are_those_of_the_recipe_but_for_the_length() -> None:
+    recipe = recipes.load("tiny", overrides=["pretrain.lengths={lengths: [16, 24], at: [50%, 3/4]}"])
+    assert recipe.shorter == tuple(dataclasses.replace(recipe.shards, length=length) for length in (16, 24))
+    assert recipes.load("tiny").shorter == ()
+
+
+def test_a_fork_is_a_key_or_a_folder_from_where_the_recipe_lies(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for fork, expected in (
+        ("1f2e", "1f2e"),
+        ("12345678", "12345678"),
+        ("1f2e@700", "1f2e@700"),
+        ("old/1f2e@700", f"{tmp_path}/old/1f2e@700"),
+        ("./1f2e", f"{tmp_path}/1f2e"),
+        ("/old/1f2e", "/old/1f2e"),
+    ):
+        path.write_text(f"corpus: {{sources: [x]}}\npretrain: {{fork: {fork}}}\n")
+        assert recipes.load(str(path)).pretrain.fork == expected
+    with pytest.raises(UsageError, match=r"pretrain.fork goes on .*: leave out pretrain.lengths, its rows have"):
+        recipes.load("tiny", overrides=["pretrain.fork=1f2e", "pretrain.lengths={lengths: [16], at: [0.5]}"])

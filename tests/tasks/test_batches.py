@@ -1,7 +1,6 @@
 """Batches: a pure function of (shards, seed, step). pytest tests/tasks/test_batches.py"""
 
 import hashlib
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 
 from tasks import keys, masking
 from tasks.artifacts import Store
-from tasks.batches import Position, ShardReader, frozen_batch, training_batch
+from tasks.batches import ShardReader, frozen_batch, hidden_in, segments_of_step
+from tasks.batches import training_batch as batch_from
 from tasks.errors import DataError, UsageError
 from tasks.rates import MaskRates
 from tests.tasks import handmade
@@ -25,6 +25,11 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reader(manifest):
     return ShardReader(manifest, "train")
+
+
+def training_batch(reader, step, rows, seed, *, rank=0, ranks=1, **rates):
+    """What a rank takes of a step, where all steps have as many rows."""
+    return batch_from(reader, step * rows, rows, seed, part=rank, parts=ranks, **rates)
 
 
 def fields(batch):
@@ -210,14 +215,9 @@ def reference(reader, samples, rate, seed):
 def test_order_and_masks_are_those_of_one_rank_for_any_ranks_and_any_kill_and_resume(
     manifest, rows, cuts, seed, rate, sessions, skip
 ):
-    digest = manifest.digest
-    began = position = Position(skip * rows, digest)
-    taken = []
+    taken, step = [], skip
     for ranks, kept, lost in sessions:  # some steps in a checkpoint, and some that a kill then loses
-        reader = with_files(manifest, cuts)
-        position = Position(**asdict(position))
-        position.check(reader.digest)
-        step, parts = position.step(rows), []
+        reader, parts = with_files(manifest, cuts), []
         for at in range(step, step + kept + lost):
             shares = [
                 training_batch(reader, at, rows, seed, rate=rate, rank=rank, ranks=ranks) for rank in range(ranks)
@@ -226,9 +226,9 @@ def test_order_and_masks_are_those_of_one_rank_for_any_ranks_and_any_kill_and_re
             assert sum(sizes) == rows and max(sizes) - min(sizes) <= 1
             parts.append([pair for share in shares for pair in stream(share)])
         taken += [pair for part in parts[:kept] for pair in part]
-        position = position.after(kept * rows)
+        step += kept
     reader = ShardReader(manifest, "train")
-    assert taken == reference(reader, (began.sample, position.sample), rate or reader.rate, seed)
+    assert taken == reference(reader, (skip * rows, step * rows), rate or reader.rate, seed)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
@@ -242,16 +242,17 @@ def test_the_ranks_of_a_step_together_are_its_batch(reader, ranks):
     assert (sum(s.count for s in shares), sum(s.tokens for s in shares)) == (whole.count, whole.tokens)
 
 
+@pytest.mark.parametrize("rate", ["0.15", "0.3", "0.5"])
+def test_what_a_step_hides_is_known_from_its_segments_alone(reader, rate):
+    for step in (0, 5, 9):  # the last across the end of an epoch
+        lengths = segments_of_step(reader, step * 10, 10, seed=3)
+        batch = training_batch(reader, step, 10, seed=3, rate=rate)
+        assert (hidden_in(lengths, rate), int((lengths - 2).sum())) == (batch.count, batch.tokens)
+
+
 def test_a_step_with_fewer_rows_than_ranks_is_refused(reader):
-    with pytest.raises(UsageError, match=r"pretrain\.rows_per_step is 3, for 4 ranks"):
+    with pytest.raises(UsageError, match="A step of 3 rows cannot be split over 4 ranks"):
         training_batch(reader, 0, 3, seed=1, ranks=4)
-
-
-def test_a_position_on_other_shards_is_refused_and_names_both():
-    with pytest.raises(DataError, match=f"{'a' * 12}, and these are {'b' * 12};"):
-        Position(640, "a" * 64).check("b" * 64)
-    Position(640, "a" * 64).check("a" * 64)
-    assert Position(640, "").step(64) == 10 and Position(0, "x").after(64) == Position(64, "x")
 
 
 # Rates: what a schedule asks of the same shards.

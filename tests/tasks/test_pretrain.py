@@ -10,16 +10,16 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
-from tasks import pretrain as stage
-from tasks.artifacts import Store, digest_of, load, verify
+from tasks import launch
+from tasks.artifacts import Store, verify
 from tasks.errors import DataError, InterruptedRun, MemoryExhausted, NumericError, UsageError
+from tasks.hardware import device_kind
 from tasks.journal import SPOOL
-from tasks.masking import count
-from tasks.pretrain import PretrainConfig, identity, pretrain
+from tasks.pace import BatchWarmup, Lengths
+from tasks.pretrain import PretrainConfig, check, fork_parts, identity, job_of, pretrain, profile
 from tasks.rates import MaskRates
 from tests.tasks import handmade
 
@@ -29,8 +29,8 @@ TINY = PretrainConfig(
     heads=2,
     intermediate=48,
     window=16,
-    rows_per_step=16,
-    micro_rows=8,
+    batch_tokens=16 * 32,
+    micro_tokens=8 * 32,
     steps=40,
     checkpoint_every=6,
     validation_every=20,
@@ -44,7 +44,7 @@ TINY = PretrainConfig(
 
 @pytest.fixture(autouse=True)
 def _watch_closely(monkeypatch):
-    monkeypatch.setattr(stage, "POLL", 0.005)
+    monkeypatch.setattr(launch, "POLL", 0.005)
 
 
 def trained(folder, config=TINY, on_metrics=None, **shards):
@@ -136,7 +136,7 @@ def test_a_kill_at_any_step_ends_in_the_bytes_of_the_undisturbed_run(undisturbed
 def test_the_trainer_dies_with_its_parent_and_the_lock_with_both(undisturbed, tmp_path):
     store = Store(tmp_path)
     folders = [str(one.folder) for one in (handmade.vocabulary(store), handmade.shards(store))]
-    fields = {name: value for name, value in asdict(TINY).items() if name != "mask_rates"}
+    fields = {name: value for name, value in asdict(TINY).items() if not isinstance(value, dict)}
     script = (
         "import sys; from pathlib import Path; from tasks.artifacts import Store, load; from tasks.pretrain import *\n"
         f"inputs = map(load, map(Path, {folders!r}))\n"
@@ -220,172 +220,11 @@ def test_damaged_shards_are_refused_by_name(tmp_path):
 
 
 def test_exit_statuses_and_signals_become_errors_that_say_what_to_do():
-    assert isinstance(stage._error(75, "said"), InterruptedRun) and str(stage._error(75, "said")) == "said"
-    assert isinstance(stage._error(71, None), MemoryExhausted)
-    assert isinstance(stage._error(-signal.SIGKILL, None), InterruptedRun)
-    assert "signal 11" in str(stage._error(-signal.SIGSEGV, None)) and stage._error(-11, None).exit_code == 1
-    assert stage._error(3, None).exit_code == 1
-
-
-# In this process: the mathematics of a step.
-
-
-def training(folder, config=TINY, **shards):
-    import torch
-
-    from tasks.training import Training
-
-    torch.set_num_threads(1)
-    store = Store(folder)
-    vocabulary, data = handmade.vocabulary(store), handmade.shards(store, **shards)
-    this = identity(config, vocabulary.digest, data.digest)
-    folder = Path(folder, "work")
-    run = digest_of([dict(this.config), {"vocabulary": vocabulary.digest}])
-    (folder / ".scratch").mkdir(parents=True, exist_ok=True)
-    job = {
-        "folder": str(folder),
-        "scratch": str(folder / ".scratch"),
-        "shards": str(data.folder),
-        "inputs": dict(this.inputs),
-        "config": {**this.config, "checkpoint_every": config.checkpoint_every},
-        "run": run,
-    }
-    return Training(job)
-
-
-def test_micro_batches_of_uneven_counts_have_the_gradient_of_the_whole_step(tmp_path):
-    import torch
-
-    gradients = []
-    for micro_rows in (0, 5, 1):
-        run = training(tmp_path, replace(TINY, micro_rows=micro_rows, clip=1e9))
-        run.optimizers.step = lambda: None
-        run.take_step()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()]))
-    assert gradients[0].abs().max() > 1e-3
-    for other in gradients[1:]:
-        assert (other - gradients[0]).abs().max() < 1e-6
-
-
-def test_the_first_loss_is_the_unigram_entropy_and_a_model_that_stays_there_is_called_out(tmp_path, capsys):
-    from tasks.training import finish, train
-
-    run = training(tmp_path, replace(TINY, steps=3, learning_rate=1e-9, matrix_learning_rate=1e-9))
-    run.resume()
-    train(run, stopped=lambda: None)
-    said = finish(run, handmade.vocabulary(Store(tmp_path)))
-    point = json.loads((run.folder / "curve.jsonl").read_text().splitlines()[-1])
-    assert math.isclose(point["train/loss"], run.unigram_entropy, abs_tol=0.15)
-    assert said["facts"]["at_unigram_level"]
-    assert "still at the unigram level" in capsys.readouterr().err
-
-
-def test_a_checkpoint_is_only_used_while_curve_and_settings_are_those_of_its_time(tmp_path):
-    def begun():
-        run = training(tmp_path)
-        run.resume()
-        return run
-
-    run = begun()
-    for _ in range(2):
-        run.record(run.take_step())
-        run.checkpoint()
-    assert begun().step == 2
-    curve = run.journal.curve.read_bytes()
-    run.journal.curve.write_bytes(curve.replace(b'"step":2,', b'"step":5,'))
-    other = begun()
-    assert other.step == 1 and other.journal.curve.read_bytes() == curve[: curve.index(b"\n") + 1]
-    other.job["run"] = "another"
-    other.resume()
-    assert not other.journal.curve.read_bytes() and not other.journal.spool.read_bytes()
-
-
-def parameters(run):
-    return {name: value.detach().clone() for name, value in run.model.named_parameters()}
-
-
-def test_a_resume_in_the_middle_of_a_schedule_ends_in_the_same_bytes(tmp_path):
-    import torch
-
-    config = replace(TINY, steps=9, log_every=1, mask_rates=MaskRates("linear", ("0.3", "0.15")))
-
-    def go_on(folder, steps):
-        run = training(folder, config)
-        run.resume()
-        for _ in range(steps):
-            run.record(run.take_step())
-            run.checkpoint()
-        return run
-
-    whole = go_on(tmp_path / "whole", 9)
-    for steps, lost in ((2, 1), (4, 2), (3, 0)):  # `lost`: taken after the checkpoint that is gone on from
-        run = go_on(tmp_path / "parts", steps)
-        for _ in range(lost):
-            run.take_step()
-    assert run.step == whole.step == 9
-    assert all(torch.equal(value, parameters(run)[name]) for name, value in parameters(whole).items())
-    assert run.journal.curve.read_bytes() == whole.journal.curve.read_bytes()
-    points = [json.loads(line) for line in whole.journal.curve.read_text().splitlines()]
-    rates = [point["train/mask_rate"] for point in points]
-    assert rates[0] == 0.3 and rates[-1] == 0.15 and rates == sorted(rates, reverse=True) and len(set(rates)) == 9
-
-
-def test_a_schedule_changes_what_is_hidden_and_neither_the_slots_nor_the_validation(tmp_path):
-    plain = training(tmp_path / "plain")
-    run = training(tmp_path / "steps", replace(TINY, mask_rates=MaskRates("steps", ("0.15", "0.5"), ("1/40",))))
-    seen = []
-    run._loss = lambda batch: seen.append(batch) or type(run)._loss(run, batch)
-    for _ in range(2):
-        run.take_step()
-    assert {len(batch.masked_M) for batch in seen} == {int(count(TINY.micro_rows * run.reader.length, "0.5"))}
-    assert [batch.rate for batch in seen] == ["0.15", "0.15", "0.5", "0.5"]
-    assert [batch.rate for batch in run.validation] == [batch.rate for batch in plain.validation] == ["0.3"] * 3
-
-
-def test_the_curve_of_a_constant_rate_does_not_name_it(undisturbed):
-    assert b"mask_rate" not in undisturbed[0].path("curve.jsonl").read_bytes()
-
-
-def test_a_checkpoint_on_other_shards_is_refused_and_stays_where_it_is(tmp_path):
-    run = training(tmp_path)
-    run.record(run.take_step())
-    run.checkpoint()
-    other = training(tmp_path, seed=8)
-    assert other.reader.digest != run.reader.digest
-    with pytest.raises(DataError, match=f"{run.reader.digest[:12]}, and these are {other.reader.digest[:12]};"):
-        other.resume()
-    assert other.journal.curve.read_bytes() == run.journal.curve.read_bytes()
-    again = training(tmp_path)
-    again.resume()
-    assert again.step == 1 and again.position.sample == TINY.rows_per_step
-
-
-def test_the_state_of_a_checkpoint_is_one_integer_and_the_digest_of_the_shards(tmp_path):
-    from tasks import checkpoint
-
-    run = training(tmp_path)
-    for _ in range(2):
-        run.take_step()
-    run.record(0.0)
-    run.checkpoint()
-    state = checkpoint.newest(run.checkpoints, lambda _: None)[0].state
-    assert state["position"] == {"sample": 2 * TINY.rows_per_step, "shards": run.reader.digest}
-    assert state.keys() == {"run", "position", "tokens", "sums", "seconds", "resumed", "journal"}
-
-
-def test_the_budget_in_tokens_is_whole_steps_rounded_up(tmp_path):
-    from tasks.training import total_steps
-
-    facts = load(handmade.shards(Store(tmp_path)).folder).facts
-    a_step = 16 * facts["splits"]["train"]["tokens"] / 96
-    for tokens, steps in ((1, 1), (math.floor(a_step), 1), (math.ceil(a_step) + 1, 2), (math.floor(10 * a_step), 10)):
-        assert total_steps({"steps": 0, "tokens": tokens, "rows_per_step": 16}, facts) == steps
-    assert total_steps({"steps": 3, "tokens": 10**9, "rows_per_step": 16}, facts) == 3
-
-
-def test_rows_that_hide_nothing_cost_a_step_without_a_loss_and_not_a_nan(tmp_path):
-    run = training(tmp_path, rate="0.01")
-    assert run.take_step() == 0.0 and run.sums.masked == 0
+    assert isinstance(launch.error_of(75, "said"), InterruptedRun) and str(launch.error_of(75, "said")) == "said"
+    assert isinstance(launch.error_of(71, None), MemoryExhausted)
+    assert isinstance(launch.error_of(-signal.SIGKILL, None), InterruptedRun)
+    assert "signal 11" in str(launch.error_of(-signal.SIGSEGV, None)) and launch.error_of(-11, None).exit_code == 1
+    assert launch.error_of(3, None).exit_code == 1
 
 
 # The stage's own promises.
@@ -418,8 +257,8 @@ def test_the_identity_holds_the_hardware_and_the_seed_but_not_when_checkpoints_a
     base = identity(TINY, "v", "s")
     assert {"device", "dtype", "threads", "reduction"} <= set(base.config)
     assert identity(replace(TINY, checkpoint_every=1), "v", "s").key == base.key
-    assert identity(replace(TINY, device="auto"), "v", "s").key == base.key or stage.device_kind() == "cuda"
-    for change in ({"seed": 1}, {"threads": 2}, {"dtype": "bfloat16"}, {"micro_rows": 4}, {"log_every": 9}, RATES):
+    assert identity(replace(TINY, device="auto"), "v", "s").key == base.key or device_kind() == "cuda"
+    for change in ({"seed": 1}, {"threads": 2}, {"dtype": "bfloat16"}, {"micro_tokens": 128}, {"log_every": 9}, RATES):
         assert identity(replace(TINY, **change), "v", "s").key != base.key
     assert identity(TINY, "w", "s").key != base.key != identity(TINY, "v", "t").key
 
@@ -431,8 +270,20 @@ def test_the_identity_holds_the_hardware_and_the_seed_but_not_when_checkpoints_a
         {"steps": 0, "tokens": 0},
         {"optimizer": "sgd"},
         {"warmup": 0.8, "decay": 0.3},
-        {"layers": 0},
+        {"layers": -1},
+        {"size": "huge"},
+        {"reduction": "exact", "threads": 2},
+        {"nodes": "2"},
+        {"devices": "0"},
+        {"schedule": "step"},
         {"clip": 0},
+        {"minutes": float("nan")},
+        {"norm_eps": 0.0},
+        {"threads": -1},
+        {"seed": -1},
+        {"nodes": "4:2", "rendezvous": "host:29500"},
+        {"stable_checkpoints": 1, "schedule": "cosine"},
+        {"reduction": "exact", "logical_shards": 8, "devices": "3"},
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(change):
@@ -445,21 +296,139 @@ def test_the_stage_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
-def test_the_spool_is_read_again_from_the_start_when_the_trainer_replaced_it(tmp_path):
-    path, got = tmp_path / "spool", []
-    spool = stage.Spool(path, got.extend)
-    spool.ship()
-    line = '{{"step": {}, "timestamp_ms": 1, "metrics": {{}}}}\n'.format
-    path.write_text(line(1) + line(2) + line(3)[:9])
-    spool.ship()
-    replacement = tmp_path / "new"
-    replacement.write_text(line(1) + line(2) + line(3) + line(4))
-    os.replace(replacement, path)
-    spool.ship()
-    assert [record["step"] for record in got] == [1, 2, 3, 4]
+# Shorter rows, and a run that is forked from another.
 
 
-def test_unigram_entropy_of_equal_counts_is_the_log_of_the_vocabulary():
-    from tasks.training import entropy
+def test_shorter_shards_and_the_fork_are_inputs_by_name_and_digest():
+    config = replace(TINY, lengths=Lengths((8, 16), ("0.2", "0.5")))
+    inputs = {"vocabulary": "v", "shards": "s"}
+    assert identity(config, "v", "s", ["a", "b"]).inputs == inputs | {"shards_8": "a", "shards_16": "b"}
+    assert identity(TINY, "v", "s").inputs == inputs
+    assert identity(replace(TINY, fork="1f2e"), "v", "s", fork="f").inputs == inputs | {"fork": "f"}
 
-    assert math.isclose(entropy(np.full(50, 9)), math.log(50))
+
+def test_the_key_of_a_fork_knows_the_run_by_its_digest_and_the_step():
+    def key(fork, **changes):
+        return identity(replace(TINY, fork=fork, **changes), "v", "s", fork="f").key
+
+    assert key("1f2e") == key("1f2e00") == key("/store/pretrain/1f2e") == key("1f2e", warmup=0.2)
+    assert key("1f2e@7") == key("/a@b/1f2e@7") != key("1f2e") != key("1f2e@8")
+    assert fork_parts("/a@b/1f2e@7") == ("/a@b/1f2e", 7) and fork_parts("/a@b") == ("/a@b", 0)
+
+
+def test_a_size_and_its_dimensions_written_out_have_one_key():
+    named = replace(TINY, layers=0, width=0, heads=0, intermediate=0, size="small")
+    written = replace(TINY, layers=6, width=256, heads=4, intermediate=384, size="large")
+    assert identity(named, "v", "s").key == identity(written, "v", "s").key
+
+
+def test_shorter_shards_must_be_those_of_the_settings(tmp_path):
+    store = Store(tmp_path)
+    vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
+    config = replace(TINY, lengths=Lengths((16,), ("0.5",)))
+    for shorter in ([], [handmade.shards(store, length=24)], [handmade.shards(store, length=16)] * 2):
+        with pytest.raises(UsageError, match=r"pretrain.lengths.lengths is \[16\], and the shorter shards"):
+            pretrain(config, vocabulary, shards, store, shorter=shorter)
+    with pytest.raises(UsageError, match=r"is \[16\], and shards.length is 16; .* give shorter ones"):
+        pretrain(config, vocabulary, handmade.shards(store, length=16), store)
+
+
+def test_a_fork_goes_on_from_the_stable_phase_and_one_of_the_same_budget_ends_where_its_run_did(tmp_path):
+    store = Store(tmp_path)
+    vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
+    config = replace(TINY, steps=20, warmup=0.1, decay=0.3, stable_checkpoints=2)
+    whole, _ = pretrain(config, vocabulary, shards, store)
+    assert [entry["step"] for entry in whole.facts["stable"]] == [8, 14]
+    assert "stable/step-000000014.safetensors" in whole.files
+    again = replace(config, stable_checkpoints=0, fork=whole.key)
+    same, _ = pretrain(again, vocabulary, shards, store, fork=whole)
+    assert same.files["model/model.safetensors"] == whole.files["model/model.safetensors"]
+    longer, _ = pretrain(replace(again, steps=30, fork=f"{whole.key}@8"), vocabulary, shards, store, fork=whole)
+    assert (
+        longer.facts["steps"] == 30 and json.loads(longer.path("curve.jsonl").read_text().splitlines()[0])["step"] > 8
+    )
+    with pytest.raises(UsageError, match="no stable checkpoint after step 9; it has 8, 14"):
+        pretrain(replace(again, fork=f"{whole.key}@9"), vocabulary, shards, store, fork=whole)
+    with pytest.raises(UsageError, match=r"pretrain.width is 64, and that of the run in pretrain.fork is 32"):
+        pretrain(replace(again, width=64), vocabulary, shards, store, fork=whole)
+
+
+def test_rows_of_two_lengths_are_trained_on_in_turn(tmp_path):
+    store = Store(tmp_path)
+    vocabulary, shards, short = handmade.vocabulary(store), handmade.shards(store), handmade.shards(store, length=16)
+    config = replace(TINY, lengths=Lengths((16,), ("0.5",)), log_every=1)
+    manifest, _ = pretrain(config, vocabulary, shards, store, shorter=[short])
+    assert manifest.identity.inputs["shards_16"] == short.digest
+    lengths = [json.loads(line)["train/length"] for line in manifest.path("curve.jsonl").read_text().splitlines()]
+    assert lengths == [16] * 20 + [32] * 20
+
+
+def test_a_profile_takes_steps_and_leaves_nothing(tmp_path):
+    store = Store(tmp_path)
+    vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
+    found = profile(replace(TINY, steps=3), vocabulary, shards, store, steps=2)
+    assert found["steps"] == 2 and found["bound_by"] and abs(sum(found["shares"].values()) - 1) < 1e-6
+    assert {path.name for path in tmp_path.iterdir()} == {"vocabulary", "shards", ".locks"}
+
+
+# Settings that cannot work, and settings that mean nothing.
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"minutes": math.nan}, "minutes is nan"),
+        ({"weight_decay": math.inf}, "weight_decay is inf"),
+        ({"warmup": math.nan}, "shares of the budget, not nan"),
+        ({"norm_eps": -1.0}, "norm_eps is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "seed is"),
+        ({"threads": -1}, "threads is -1"),
+        ({"rank_timeout": 0.001}, "rank_timeout is 0.001"),
+        ({"nodes": "4:2", "rendezvous": "a:1"}, "the smaller number comes first"),
+        ({"nodes": "2", "rendezvous": "a:9999999"}, "rendezvous is"),
+        ({"micro_tokens": 5}, "micro_tokens is 5, and a row has 32"),
+        ({"minutes": 1.0, "stable_checkpoints": 2, "schedule": "cosine"}, "has no stable phase"),
+        (
+            {"reduction": "exact", "micro_tokens": 0, "batch_warmup": BatchWarmup(64, "0.5")},
+            "each of the 8 logical shards takes a row of 32; use 256",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_made(change, words):
+    with pytest.raises(UsageError, match=words):
+        replace(TINY, **change).check(32)
+
+
+def test_rows_that_get_too_few_for_the_ranks_are_refused_before_they_get_there(tmp_path):
+    store = Store(tmp_path)
+    inputs = handmade.vocabulary(store), handmade.shards(store), [handmade.shards(store, length=16)]
+    config = replace(TINY, devices="3", batch_tokens=64, micro_tokens=0, lengths=Lengths((16,), ("0.5",)))
+    with pytest.raises(UsageError, match=r"2 rows of 32, .* there are 3 ranks; raise it to 96"):
+        check(config, *inputs, None)
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({"schedule": "cosine"}, {"decay": 0.1}),
+        ({"reduction": "fast"}, {"logical_shards": 4}),
+        ({"micro_tokens": 0}, {"micro_tokens": 512}),
+        ({"optimizer": "adamw"}, {"momentum": 0.5}),
+        ({}, {"batch_warmup": BatchWarmup(0, "0.3")}),
+    ],
+)
+def test_a_setting_that_means_nothing_beside_the_others_changes_no_key(base, change):
+    one, other = replace(TINY, **base), replace(TINY, **(base | change))
+    assert identity(one, "v", "s").key == identity(other, "v", "s").key
+
+
+def test_the_warm_up_that_a_fork_does_not_have_may_change_between_two_starts(tmp_path):
+    store = Store(tmp_path)
+    vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
+    whole, _ = pretrain(replace(TINY, steps=20, stable_checkpoints=1), vocabulary, shards, store)
+    jobs = [
+        job_of(replace(TINY, fork=whole.key, warmup=share), vocabulary, [shards], tmp_path, tmp_path, whole)
+        for share in (0.05, 0.1)
+    ]
+    assert jobs[0]["run"] == jobs[1]["run"]

@@ -1,17 +1,16 @@
-"""The registry: one version per model, the right champion, a model that loads anywhere; and what MLflow is told."""
+"""The registry: one version per model, the right champion, a model that loads anywhere."""
 
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tasks import registry, tracking
 from tasks.artifacts import Store, verify
-from tasks.errors import DataError, InterruptedRun, MaskmillError, UsageError
+from tasks.errors import DataError, MaskmillError, UsageError
 from tasks.registry import RegisterConfig, Score, champion, judge, load_model, predict, register, registered
 from tests.tasks import small_model
 
@@ -324,134 +323,6 @@ OLD = Score(4.0, "0.3", "t")
 )
 def test_only_a_smaller_number_on_the_same_test_set_is_better(new, old, first, promoted):
     assert judge(new, old, first)[0] is promoted
-
-
-# What MLflow is told.
-
-
-def test_a_run_has_a_child_per_stage_with_parameters_inputs_and_figures(house, first):
-    parameters = {"pretrain": {"width": 32, "rates": [0.1]}, "long": "x" * 900}
-    tracker = tracking.Tracker(house.home, "told", "run-1", "tiny", {"prefect.flow_run_id": "f"}, parameters)
-    weights = house.weights(0)
-    report = small_model.evaluate(house.store, weights, 4.0)
-    with tracker.stage("evaluate", {"rates": ["0.15"]}) as run:
-        run.record(report, True, {"shards": house.shards, "pretrain": weights})
-    tracker.metrics({"test": 4.0, "bad": float("inf")})
-    tracker.end()
-    parent, child = house.client.get_run(tracker.run_id), house.client.get_run(run.run_id)
-    assert parent.info.status == child.info.status == "FINISHED"
-    assert parent.data.params["pretrain.width"] == "32" and len(parent.data.params["long"]) == 500
-    assert parent.data.tags["prefect.flow_run_id"] == "f" and parent.data.metrics == {"test": 4.0}
-    assert child.data.tags["mlflow.parentRunId"] == tracker.run_id
-    assert {name: child.data.tags[name] for name in ("stage", "key", "digest", "reused")} == {
-        "stage": "evaluate",
-        "key": report.key,
-        "digest": report.digest,
-        "reused": "true",
-    }
-    assert child.data.metrics["test/rate_0.3/masked_cross_entropy"] == 4.0 and child.data.metrics["counts/rows"] == 16
-    inputs = {one.dataset.name: one.dataset.digest for one in child.inputs.dataset_inputs}
-    assert inputs == {"shards": house.shards.digest[:32], "pretrain": weights.digest[:32]}
-    assert {file.path for file in house.client.list_artifacts(run.run_id)} == {"report.json", "curve.png"}
-
-
-def points(first, last):
-    return [
-        {"step": step, "timestamp_ms": 1_700_000_000_000 + step, "metrics": {"train/loss": 5 - step / 100}}
-        for step in range(first, last)
-    ]
-
-
-def test_a_resumed_run_goes_on_in_the_same_run_without_repeated_steps(house, first):
-    def attempt(shipments):
-        tracker = tracking.Tracker(house.home, "told", "run-2", "tiny")
-        with tracker.stage("pretrain") as run:
-            for records in shipments:
-                run.ship(records)
-        tracker.end()
-        return tracker.run_id, run.run_id
-
-    before = attempt([points(1, 5), points(5, 9)])
-    # After a kill the trainer goes back to its checkpoint: steps 6 to 8 come again, later and with other timestamps.
-    later = [record | {"timestamp_ms": record["timestamp_ms"] + 5000} for record in points(6, 12)]
-    assert attempt([points(1, 6), later]) == before
-    history = house.client.get_metric_history(before[1], "train/loss")
-    assert sorted(point.step for point in history) == list(range(1, 12))
-    assert all(point.timestamp == 1_700_000_000_000 + point.step for point in history if point.step < 9)
-
-
-def test_a_validation_point_of_a_step_that_was_shipped_is_not_lost(house, first):
-    tracker = tracking.Tracker(house.home, "told", "run-3", "tiny")
-    with tracker.stage("pretrain") as run:
-        run.ship(points(1, 5))
-        run.ship([{"step": 4, "timestamp_ms": 1, "metrics": {"validation/masked_cross_entropy": 3.0}}])
-    tracker.end()
-    assert house.client.get_run(run.run_id).data.metrics["validation/masked_cross_entropy"] == 3.0
-
-
-def test_more_points_than_mlflow_takes_at_once_arrive(house, first):
-    tracker = tracking.Tracker(house.home, "told", "run-4", "tiny")
-    with tracker.stage("pretrain") as run:
-        run.ship(points(0, 2000))
-    assert len(house.client.get_metric_history(run.run_id, "train/loss")) == 2000
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(ValueError("no"), "FAILED"), (InterruptedRun("stop"), "KILLED"), (KeyboardInterrupt(), "KILLED")],
-)
-def test_how_a_stage_ended_is_told(house, first, error, status):
-    tracker = tracking.Tracker(house.home, "told", f"run-{status}-{type(error).__name__}", "tiny")
-    with pytest.raises(type(error)), tracker.stage("pretrain") as run:
-        raise error
-    assert house.client.get_run(run.run_id).info.status == status
-
-
-def test_a_server_that_is_away_costs_one_line_and_nothing_else(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://name:secret@127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = tracking.Tracker(tmp_path, "told", "run", "tiny")
-    started = time.monotonic()
-    with tracker.stage("pretrain") as run:
-        for number in range(200):
-            run.ship(points(number, number + 1))
-    assert time.monotonic() - started < 2
-    assert run.run_id is None
-    tracker.end()
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "the run goes on" in said[0]
-    assert "204 entries could not be recorded" in said[1]
-    assert "secret" not in "".join(said)
-
-
-def test_what_was_said_while_the_server_was_away_arrives_later(house, first, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "PATIENCE", 0.0)
-    away = [True]
-    client = house.client
-
-    def connect(home):
-        if away[0]:
-            raise ConnectionError("away")
-        return client
-
-    monkeypatch.setattr(tracking, "connect", connect)
-    tracker = tracking.Tracker(house.home, "told", "run-5", "tiny")
-    with tracker.stage("pretrain") as run:
-        run.ship(points(1, 5))
-        away[0] = False
-        run.ship(points(5, 7))
-    tracker.end()
-    assert sorted(p.step for p in client.get_metric_history(run.run_id, "train/loss")) == list(range(1, 7))
-    assert capsys.readouterr().err.count("the run goes on") == 1
-
-
-def test_what_mlflow_refuses_for_ever_does_not_block_the_rest(house, first, capsys):
-    tracker = tracking.Tracker(house.home, "told", "run-6", "tiny", parameters={"seed": 1})
-    tracker.tags({"bad\nname": "x"})
-    tracker.metrics({"test": 1.0})
-    tracker.end()
-    assert house.client.get_run(tracker.run_id).data.metrics == {"test": 1.0}
-    assert "1 entries" in capsys.readouterr().err
 
 
 def test_a_registry_that_cannot_be_reached_is_one_sentence(monkeypatch, house):

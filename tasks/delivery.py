@@ -1,0 +1,138 @@
+"""From the outbox to MLflow: an entry as a call, which may be made twice. What arrives twice is stored once.
+
+How that comes about:
+
+    runs are found by their tags before they are made
+    MLflow commits the points of a call together with the last step of each metric, and is asked for these steps when a
+    run is opened: points up to there are left out (tags of the same call are another transaction: they prove nothing)
+    a call whose answer was lost is made again with the same points, and MLflow stores equal points once
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+from .outbox import Entry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+AT_ONCE = 1000
+"""Metrics in one call; MLflow takes no more."""
+REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
+"""What MLflow says to a request that will not become right by waiting."""
+WRONG = (UsageError, TypeError, ValueError, KeyError, AttributeError, FileNotFoundError)
+
+
+class Delivery:
+    """The entries of one outbox as calls of MLflow. Each may be made twice."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: Callable[[str], str], head: Entry) -> None:
+        self.client, self.head, self._experiment_id = client, head, experiment_id
+        self.runs: dict[str, str] = {}
+        """Stage -> id of its MLflow run; "" is the run of the flow."""
+        self._known: dict[str, dict[str, tuple[int, float]]] = {}
+        """Stage -> metric -> step and value of the last point that MLflow has."""
+        self._experiment = ""
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """One entry, or metrics of one stage in the order of their steps. Raises what MLflow raises."""
+        first, stage = entries[0], entries[0]["stage"]
+        match first["do"]:
+            case "open":
+                self._open(stage, first)
+            case "metrics":
+                self._metrics(stage, entries)
+            case "parameters":
+                self._parameters(stage, first["values"])
+            case "tags":
+                self._tags(stage, first["values"])
+            case "inputs":
+                self._inputs(stage, first)
+            case "file":
+                self.client.log_artifact(self.run(stage), first["path"])
+            case "end":
+                self.client.set_terminated(self.run(stage), first["status"], first["at"])
+            case other:
+                raise ValueError(f"An outbox says {other!r}, which this version does not know.")
+
+    def run(self, stage: str) -> str:
+        """Id of the MLflow run, found by its tags, made where there is none."""
+        if stage not in self.runs:
+            self._find(stage, {})
+        return self.runs[stage]
+
+    def _open(self, stage: str, entry: Entry) -> None:
+        if self._find(stage, entry):
+            self.client.update_run(self.runs[stage], status="RUNNING")
+
+    def _find(self, stage: str, entry: Entry) -> bool:
+        """Was it there?"""
+        self._experiment = self._experiment or self._experiment_id(self.head["experiment"])
+        key = {"mlflow.parentRunId": self.run(""), "stage": stage} if stage else {"maskmill.run": self.head["run"]}
+        query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
+        order = ["attributes.start_time ASC"]
+        found = self.client.search_runs([self._experiment], query, max_results=1, order_by=order)
+        if found:
+            points = found[0].data.to_proto().metrics
+            self._known[stage] = {point.key: (point.step, point.value) for point in points}
+            self.runs[stage] = found[0].info.run_id
+            return True
+        tags, name = ({}, stage) if stage else (self.head["tags"], self.head["name"])
+        made = self.client.create_run(self._experiment, entry.get("at"), {**tags, **key}, name)
+        self._known[stage], self.runs[stage] = {}, made.info.run_id
+        return False
+
+    def _metrics(self, stage: str, entries: Sequence[Entry]) -> None:
+        from mlflow.entities import Metric
+
+        run = self.run(stage)
+        known, points = dict(self._known[stage]), []
+        for entry in entries:
+            step, at = entry["step"], entry["timestamp_ms"]
+            for name, value in entry["metrics"].items():
+                if _is_new(known.get(name), step, value):
+                    points.append(Metric(name, float(value), at, step))
+                    known[name] = (step, value)
+        for start in range(0, len(points), AT_ONCE):
+            self.client.log_batch(run, points[start : start + AT_ONCE])
+        self._known[stage] = known
+
+    def _parameters(self, stage: str, values: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        given = [Param(name, value) for name, value in values.items()]
+        for start in range(0, len(given), 100):
+            self.client.log_batch(self.run(stage), params=given[start : start + 100])
+
+    def _tags(self, stage: str, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run(stage), tags=[RunTag(name, value) for name, value in values.items()])
+
+    def _inputs(self, stage: str, entry: Entry) -> None:
+        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        datasets = []
+        for name, digest, folder, profile in entry["datasets"]:
+            source = LocalArtifactDatasetSource(folder)
+            # MLflow's column holds 36 characters; the whole digest goes into a tag.
+            kind, place = source._get_source_type(), source.to_json()
+            dataset = Dataset(name, digest[:32], kind, place, profile=json.dumps(profile) if profile else None)
+            tags = [InputTag("mlflow.data.context", entry["context"]), InputTag("digest", digest)]
+            datasets.append(DatasetInput(dataset, tags))
+        self.client.log_inputs(self.run(stage), datasets)
+
+
+def _is_new(last: tuple[int, float] | None, step: int, value: float) -> bool:
+    """Figures have step 0 and may change; points of a curve come in the order of their steps."""
+    return last is None or step > last[0] or (step == last[0] == 0 and value != last[1])
+
+
+def will_not_pass(error: Exception) -> bool:
+    """Is it the request that is wrong, and not the moment?"""
+    if isinstance(error, json.JSONDecodeError):  # a gateway's own words
+        return False
+    return getattr(error, "error_code", None) in REFUSED or isinstance(error, WRONG)

@@ -1,0 +1,90 @@
+"""Whoever watches a training waits for no server: MLflow has its outbox, and Prefect's picture a thread of its own."""
+
+import threading
+from contextvars import ContextVar
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import chain, recipes
+
+WHOSE: ContextVar[str] = ContextVar("whose")
+
+
+class Prefect:
+    """Its two functions; they hang while they are not let go."""
+
+    def __init__(self) -> None:
+        self.let_go, self.asked = threading.Event(), threading.Event()
+        self.drawn: list[tuple[float, str, str]] = []
+        self.made = 0
+
+    def create(self, progress: float, **_: Any) -> str:
+        self.asked.set()
+        assert self.let_go.wait(60)
+        self.made += 1
+        return "picture"
+
+    def update(self, picture: str, progress: float, description: str) -> None:
+        self.drawn.append((progress, description, WHOSE.get("nobody's")))
+
+
+@pytest.fixture
+def prefect(monkeypatch: pytest.MonkeyPatch) -> Prefect:
+    prefect = Prefect()
+    monkeypatch.setattr(chain, "create_progress_artifact", prefect.create)
+    monkeypatch.setattr(chain, "update_progress_artifact", prefect.update)
+    monkeypatch.setattr(chain, "DRAW_EVERY", 0.0)
+    monkeypatch.setattr(chain, "PATIENCE", 0.05)
+    return prefect
+
+
+@pytest.fixture
+def mill() -> chain.Chain:
+    recipe = recipes.load("tiny", [], ["pretrain.steps=100"])
+    told: Any = SimpleNamespace(flush=lambda: True)
+    mill = chain.Chain(recipe, SimpleNamespace(), SimpleNamespace(), told)  # type: ignore[arg-type]
+    mill.stage_run = SimpleNamespace(ship=lambda records: shipped.extend(records))  # type: ignore[assignment]
+    shipped: list[Any] = []
+    mill.shipped = shipped  # type: ignore[attr-defined]
+    return mill
+
+
+def record(step: int) -> dict[str, Any]:
+    pace = {"train/tokens_per_second": 2000.0, "train/seconds_left": 3.0 * (100 - step)}
+    return {"step": step, "timestamp_ms": 1, "metrics": {"train/loss": 1.5, "train/progress": step / 100} | pace}
+
+
+def test_a_prefect_that_hangs_holds_up_nobody_and_shows_the_next_picture(mill: Any, prefect: Prefect) -> None:
+    for step in range(1, 50):
+        mill.metrics([record(step)])
+    assert prefect.asked.wait(60) and len(mill.shipped) == 49 and not prefect.drawn
+    mill._trained()  # gives up waiting
+    assert not prefect.drawn
+    prefect.let_go.set()
+    mill._artist.join(60)
+    mill.metrics([record(80)])
+    mill._artist.join(60)
+    assert [progress for progress, *_ in prefect.drawn] == [1.0, 80.0] and prefect.made == 1
+
+
+def test_the_last_picture_shows_the_last_step_and_belongs_to_the_run(mill: Any, prefect: Prefect) -> None:
+    prefect.let_go.set()
+    chain.PATIENCE = 60.0
+    WHOSE.set("the run's")
+    for step in (10, 60, 100):
+        mill.metrics([record(step)])
+    mill._trained()
+    assert (60.0, "step 60, loss 1.500, 2,000 tokens/s, 2:00 min left", "the run's") in prefect.drawn
+    assert prefect.drawn[-1] == (100.0, "step 100, loss 1.500", "the run's")
+
+
+def test_a_prefect_that_fails_is_mentioned_once(
+    mill: Any, prefect: Prefect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chain, "create_progress_artifact", lambda *_, **__: 1 / 0)
+    for step in range(3):
+        mill.metrics([record(step)])
+        mill._artist.join(60)
+    assert capsys.readouterr().err.count("Prefect cannot show all of this run (ZeroDivisionError") == 1

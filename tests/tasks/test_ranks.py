@@ -1,0 +1,211 @@
+"""Several ranks: the sums, the same bits, one that is lost, a signal. Real torchrun and gloo on this machine."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from tasks import launch
+from tasks.artifacts import Store
+from tasks.errors import DiskFullError, InterruptedRun, UsageError
+from tasks.pretrain import pretrain
+from tasks.ranks import Ranks
+from tests.tasks import handmade, several_ranks
+from tests.tasks.test_pretrain import TINY, trained
+from tests.tasks.test_training import begun
+
+TWO = replace(TINY, devices="2", steps=12, checkpoint_every=4, log_every=2, validation_every=6)
+EXACT = replace(TWO, reduction="exact", logical_shards=4, micro_tokens=0)
+
+
+@pytest.fixture(autouse=True)
+def _watch_closely(monkeypatch):
+    monkeypatch.setattr(launch, "POLL", 0.005)
+
+
+def ranks_of(process=None):
+    """The training processes, by rank; torchrun is between them and this one."""
+    found = {}
+    for child in (process or psutil.Process()).children(recursive=True):
+        try:
+            if "tasks.trainer" in child.cmdline() and "RANK" in (environment := child.environ()):
+                found[int(environment["RANK"])] = child
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+    return found
+
+
+def at_step(step, act):
+    """A callback that acts, once, when the spool shows a step at or beyond `step`."""
+    done = []
+
+    def on_metrics(records):
+        if records[-1]["step"] >= step and not done:
+            done.append(True)
+            act()
+
+    return on_metrics
+
+
+def curve(manifest):
+    return manifest.path("curve.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("two"), TWO)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """One rank, S logical shards."""
+    return trained(tmp_path_factory.mktemp("exact"), replace(EXACT, devices="1"))
+
+
+def test_two_ranks_learn_what_one_does(two_ranks, tmp_path):
+    one = trained(tmp_path, replace(TWO, devices="1"))
+    points = [[json.loads(line) for line in curve(of).splitlines()] for of in (one, two_ranks)]
+    for mine, theirs in zip(*points, strict=True):
+        assert mine.keys() == theirs.keys() and mine["tokens"] == theirs["tokens"]
+        assert all(abs(mine[name] - theirs[name]) < 1e-3 * max(1, abs(mine[name])) for name in mine)
+    assert two_ranks.measured()["ranks"] == [[0, 2]] and one.measured()["ranks"] == [[0, 1]]
+
+
+def test_a_rank_that_is_lost_costs_nothing_but_time(two_ranks, tmp_path):
+    killed = []
+
+    def kill():
+        killed.append(ranks_of()[1])
+        killed[0].kill()
+
+    again = trained(tmp_path, TWO, at_step(6, kill))
+    assert killed and again.digest == two_ranks.digest
+    assert again.measured()["resumed_at_steps"] and again.measured()["ranks"][0] == [0, 2]
+
+
+def test_a_signal_stops_all_ranks_after_the_same_step(two_ranks, tmp_path, capfd):
+    with pytest.raises(InterruptedRun, match="stopped by SIGTERM after step"):
+        trained(tmp_path, TWO, at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert not ranks_of()
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and "torch/distributed" not in said
+    assert trained(tmp_path, TWO).digest == two_ranks.digest
+
+
+def test_exact_is_the_same_bits_for_one_and_two_ranks_and_for_any_change_between(exact, tmp_path):
+    changes = [("2", 4), ("1", 8), ("2", None)]
+    for devices, stop in changes:
+        config = replace(EXACT, devices=devices)
+        if stop:
+            with pytest.raises(InterruptedRun):
+                trained(tmp_path, config, at_step(stop, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        else:
+            last = trained(tmp_path, config)
+    assert last.digest == exact.digest and curve(last) == curve(exact)
+    worlds = [count for _, count in last.measured()["ranks"]]
+    assert worlds[0] == 2 and worlds[-1] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["2", "4"])
+def test_exact_is_the_same_bits_for_every_number_of_ranks(exact, tmp_path, devices):
+    assert trained(tmp_path, replace(EXACT, devices=devices)).digest == exact.digest
+
+
+@pytest.mark.slow
+def test_a_change_of_ranks_goes_on_with_the_same_samples_and_masks(two_ranks, tmp_path):
+    with pytest.raises(InterruptedRun):
+        trained(tmp_path, TWO, at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    last = trained(tmp_path, replace(TWO, devices="1"))
+    assert last.facts["tokens"] == two_ranks.facts["tokens"]
+    mine, theirs = (json.loads(curve(of).splitlines()[-1]) for of in (last, two_ranks))
+    assert abs(mine["train/loss"] - theirs["train/loss"]) < 1e-2
+
+
+def test_why_a_rank_ends_is_told_and_torchrun_does_not_try_again(tmp_path):
+    config = replace(TWO, batch_tokens=32, micro_tokens=0)  # one row for two ranks
+    with pytest.raises(UsageError, match="A step of 1 rows cannot be split over 2 ranks"):
+        trained(tmp_path, config)
+
+
+def test_a_full_disk_of_the_first_rank_ends_all(tmp_path):
+    store = Store(tmp_path)
+    vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
+
+    def limit():
+        ranks_of()[0].rlimit(psutil.RLIMIT_FSIZE, (1000, 1000))
+
+    with pytest.raises(DiskFullError, match="no space left"):
+        pretrain(TWO, vocabulary, shards, store, at_step(2, limit))
+
+
+def test_slices_of_the_model_learn_what_whole_ones_do_and_go_on_with_another_world(two_ranks, tmp_path):
+    sliced = replace(TWO, parallel="fsdp")
+    with pytest.raises(InterruptedRun):
+        trained(tmp_path, sliced, at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    last = trained(tmp_path, replace(sliced, devices="1"))
+    for mine, theirs in zip(
+        *([json.loads(line) for line in curve(of).splitlines()] for of in (last, two_ranks)), strict=True
+    ):
+        assert abs(mine["train/loss"] - theirs["train/loss"]) < 1e-2
+    assert [count for _, count in last.measured()["ranks"]] == [2, 1]
+
+
+@pytest.mark.slow
+def test_slices_of_the_model_give_the_same_bits_twice(tmp_path):
+    sliced = replace(TWO, parallel="fsdp")
+    assert trained(tmp_path / "one", sliced).digest == trained(tmp_path / "two", sliced).digest
+
+
+@pytest.mark.slow
+def test_two_nodes_on_one_machine_meet(two_ranks, tmp_path):
+    import socket
+    import subprocess
+    import threading
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = replace(TWO, devices="1", nodes="2", rendezvous=f"127.0.0.1:{port}")
+    joined = []
+
+    def join():
+        deadline = 60
+        while deadline and not (jobs := list(Path(tmp_path, "pretrain").glob(".*.partial/.scratch/job.json"))):
+            deadline -= 1
+            threading.Event().wait(1)
+        script = f"from pathlib import Path; from tasks import launch; launch.join(Path({str(jobs[0])!r}))"
+        joined.append(subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2]))
+
+    thread = threading.Thread(target=join)
+    thread.start()
+    made = trained(tmp_path, config)
+    thread.join()
+    assert joined[0].wait(60) == 0
+    assert made.files["model/model.safetensors"] == two_ranks.files["model/model.safetensors"]
+
+
+def uneven(folder):
+    """5 rows, one at a time: one rank has 3 of them and the other one 2. Leaves whether the gradient is that of all."""
+    config = replace(TINY, batch_tokens=5 * 32, micro_tokens=32, clip=1e9, parallel="fsdp")
+    ranks = Ranks(torch.device("cpu"), dist.get_rank(), dist.get_world_size())
+    gradients = []
+    for one in (ranks, Ranks(torch.device("cpu"))):
+        run = begun(folder / f"{one.count}-{dist.get_rank()}", config, ranks=one)
+        run.optimizers.step = lambda: None
+        run.take_step()
+        gradients.append(
+            [getattr(one.grad, "full_tensor", lambda one=one: one.grad)() for one in run.model.parameters()]
+        )
+    assert all((mine - whole).abs().max() < 1e-6 for mine, whole in zip(*gradients, strict=True))
+
+
+def test_slices_wait_for_no_row_that_another_rank_does_not_have(tmp_path):
+    several_ranks.run(uneven, tmp_path)
