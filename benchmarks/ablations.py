@@ -22,7 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from trial import SHAPES, Data, Journal, Measure, Shape, asked, config_of, parsed, prepared
+from trial import SHAPES, Data, Journal, Measure, asked, config_of, fingerprint, parsed, prepared
 
 from tasks import pretrain, scoring
 from tasks.artifacts import Store
@@ -39,12 +39,10 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
 RATES = ("0.15", "0.3")
 
 
-def run(
-    shape: Shape, data: Data, measures: dict[str, Measure], store: Store, settings: dict[str, Any]
-) -> dict[str, Any]:
+def run(config: pretrain.PretrainConfig, data: Data, measures: dict[str, Measure], store: Store) -> dict[str, Any]:
     """Trains, or finds the trained model; scores it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    made, reused = pretrain.pretrain(config_of(shape, **settings), data.vocabulary, data.shards, store)
+    made, reused = pretrain.pretrain(config, data.vocabulary, data.shards, store)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     scorer = scoring.model_scorer(scoring.load_model(made.folder / "model", "cpu"))
@@ -106,9 +104,9 @@ def main() -> None:
             settings |= {"validation_every": 1 << 30, "validation_rows": 64, "seed": seed}
             settings |= extra[BASE] | CHOICES[name][1] | extra[name]
             corruption = settings.pop("corruption", "mask")
-            key = {"choice": name, "shape": given.shape, "held_out": given.held_out}
-            key |= {name: str(value) for name, value in settings.items()}
-            one = journal(key, lambda s=settings, c=corruption: run(shape, data[c], measures, store, s))
+            config = config_of(shape, **settings)
+            key = {"choice": name, "shape": given.shape, "held_out": given.held_out, "config": fingerprint(config)}
+            one = journal(key, lambda one=config, kind=corruption: run(one, data[kind], measures, store))
             found[name][seed] = one
             print(f"{name} seed {seed}: {one['loss']}, {one['seconds']:.0f} s, {one['steps']} steps", flush=True)
     report(found)

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from opponents import Opponent, Settings
-from trial import SHAPES, Data, Journal, Measure, Shape, asked, config_of, parsed, prepared
+from trial import SHAPES, Data, Journal, Measure, Shape, asked, config_of, fingerprint, parsed, prepared
 
 from tasks import pretrain, scoring
 from tasks.artifacts import Store
@@ -67,16 +67,10 @@ def opponent_run(shape: Shape, data: Data, measure: Measure, settings: Settings,
     }
 
 
-def our_run(shape: Shape, data: Data, measure: Measure, store: Store, given: Any, **settings: Any) -> dict[str, Any]:
+def our_run(config: pretrain.PretrainConfig, data: Data, measure: Measure, store: Store) -> dict[str, Any]:
     """The real stage, and the loss of what it made."""
-    settings = {
-        "validation_every": 1 << 30,
-        "validation_rows": 64,
-        "threads": given.threads,
-        "device": "cpu",
-    } | settings
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    made, reused = pretrain.pretrain(config_of(shape, **settings), data.vocabulary, data.shards, store)
+    made, reused = pretrain.pretrain(config, data.vocabulary, data.shards, store)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds = made.measured()["training_seconds"]
@@ -116,18 +110,21 @@ def runs(shape: Shape, data: Data, given: Any) -> dict[str, list[dict[str, Any]]
 
 def our_runs(shape: Shape, data: Data, measure: Measure, journal: Journal, same: Any, given: Any) -> list[Any]:
     """One for each budget, in minutes."""
-    settings, store = parsed(",".join(filter(None, ("ours", given.ours))))[1], Store(given.work / "store")
+    store, settings = Store(given.work / "store"), {"threads": given.threads, "device": "cpu"}
+    settings |= {"validation_every": 1 << 30, "validation_rows": 64}  # looks of its own cost time: one, at the end
+    settings |= parsed(",".join(filter(None, ("ours", given.ours))))[1]
 
-    def made(steps: int) -> dict[str, Any]:
-        return our_run(shape, data, measure, store, given, **settings | {"steps": steps})
+    def made(steps: int, what: dict[str, Any]) -> dict[str, Any]:
+        config = config_of(shape, **settings | {"steps": steps})
+        run = {"side": "ours", **what, **same, "config": fingerprint(config)}
+        return journal(run, lambda: our_run(config, data, measure, store))
 
-    trial = journal({"side": "ours", "trial": TRIAL_STEPS, **same, **settings}, lambda: made(TRIAL_STEPS))
+    trial = spent(made(TRIAL_STEPS, {"trial": TRIAL_STEPS}), given.clock)
     found = []
     for minutes in given.budgets:
-        steps = max(1, round(60 * minutes * TRIAL_STEPS / spent(trial, given.clock)))
+        steps = max(1, round(60 * minutes * TRIAL_STEPS / trial))
         print(f"ours, {minutes:g} minutes, {steps} steps", flush=True)
-        run = {"side": "ours", "minutes": minutes, **same, **settings}
-        found.append(journal(run, lambda steps=steps: made(steps)))
+        found.append(made(steps, {"minutes": minutes}))
     return found
 
 

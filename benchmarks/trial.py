@@ -176,6 +176,11 @@ def config_of(shape: Shape, rows: int = 0, micro: int = 0, **settings: Any) -> p
     return pretrain.PretrainConfig(**{name: getattr(shape, name) for name in names}, **settings)
 
 
+def fingerprint(config: pretrain.PretrainConfig) -> dict[str, Any]:
+    """All settings, the defaults too, for the key of a run in a `Journal`: a changed default is another run."""
+    return {"version": pretrain.VERSION, **dataclasses.asdict(config)}
+
+
 class Ours:
     """A `Training` in this process, in a folder that is removed with it."""
 
