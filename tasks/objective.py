@@ -43,8 +43,10 @@ class SummedCrossEntropy(torch.autograd.Function):
         z_V = E h + b,   L = Σ_j w_j (log Σ_v exp z_v − z_i),   dL/dz_v = w_j (softmax(z)_v − [v = i])
 
     The products run in the type of `h_MD`, everything else in float32. The gradient is made in the forward pass, while
-    the logits are at hand, and takes their place. `F.linear_cross_entropy` (torch 2.13, sum) takes 1.6 times as long in
-    bf16, knows no weight per slot and no argmax, and its sum is in bf16 (371 nats off in 20,000).
+    the logits are at hand, and takes their place. Measured at M 614, V 8192, D 256 and at M 2457, V 4096, D 128 (one
+    thread, forward and backward): bf16 56 and 62 ms, float32 103 and 113; `F.cross_entropy` on whole logits 81 and 136,
+    128 and 218; `F.linear_cross_entropy` (torch 2.13, sum) 53 and 79, 201 and 155, but it knows no weight per slot and
+    no argmax, and under bf16 its sum is in bf16 (371 nats off in 20,000).
     """
 
     @staticmethod
@@ -159,9 +161,9 @@ class Compiled(nn.Module):
 def compile_objective(objective: Objective) -> nn.Module:
     """The objective compiled, for batches of constant shapes; as it is where that cannot be.
 
-    On a CPU it needs a C++ compiler and the better part of a minute, and is no faster than the gradients written by
-    hand (figures in the README), so there it is for trying out. Beyond 256 positions tiles have the shapes of the
-    segments of a batch: the objective comes back as it is.
+    Measured on a CPU (6 x 256, V 8192, 4096 positions of L 128, bf16): 30 to 60 seconds at the first step, and then 7 %
+    less time than with the gradients written by hand. It needs a C++ compiler there, and batches of up to 256
+    positions: beyond, tiles have the shapes of a batch's segments, and the objective comes back as it is.
     """
     config = objective.model.config
     if next(objective.parameters()).device.type == "cpu" and config.length > ROWS_LENGTH:
