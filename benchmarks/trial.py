@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def config_of(shape: Shape, rows: int = 0, micro: int = 0, **settings: Any) -> p
 
 def fingerprint(config: pretrain.PretrainConfig) -> dict[str, Any]:
     """All settings, the defaults too, for the key of a run in a `Journal`: a changed default is another run."""
-    return {"version": pretrain.VERSION, **dataclasses.asdict(config)}
+    return {"version": pretrain.VERSION, **asdict(config)}
 
 
 class Ours:
