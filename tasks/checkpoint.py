@@ -139,13 +139,6 @@ def prune(folder: Path, step: int, keep: int = 2) -> None:
             _remove(folder, one)
 
 
-def discard(folder: Path, after: int) -> None:
-    """Remove the checkpoints of steps later than `after`: the run goes back to it and then another way."""
-    for step in reversed(steps(folder)):
-        if step > after:
-            _remove(folder, step)
-
-
 def sweep(folder: Path) -> None:
     """Remove what a killed process had not finished. Only where no other process writes here."""
     finished = {_path(folder, step).name for step in steps(folder)}

@@ -115,11 +115,6 @@ class Keeper:
         self.wait()
         return checkpoint.newest(self.folder, refuse, regular_only)
 
-    def go_back(self, step: int) -> None:
-        """Remove the checkpoints of later steps: after this the run goes another way."""
-        self.wait()
-        checkpoint.discard(self.folder, step)
-
     def close(self) -> None:
         """Wait, and end the thread. Raises what went wrong with the last one."""
         try:

@@ -3,7 +3,7 @@
 base and large are those of ModernBERT (Warner et al. 2024, arXiv 2412.13663), base-12 is as deep as BERT's. The others
 follow them down, with heads 64 wide and F = 1.5 D; at a width of 128 F is 2 D, as it was before there were names.
 
-Suffixes: D width, F intermediate, V vocabulary.
+Suffixes: D width, F intermediate.
 """
 
 import difflib
@@ -48,15 +48,3 @@ def dimensions(size: str, overrides: Mapping[str, int]) -> dict[str, int]:
             f"{2 * found['heads']}."
         )
     return found
-
-
-def parameters(dimensions: Mapping[str, int], vocabulary: int) -> int:
-    """Parameters of the whole model, embedding and head counted in, for V = `vocabulary`.
-
-    A layer has 4 D² of attention, 3 D F of GeGLU and 2 D of norms (the first one D: the embedding has a norm already).
-    Around them stand V D of embedding, tied to the decoder, V of decoder bias, D² of the head's dense matrix, and the
-    norms of embedding, encoder and head.
-    """
-    layers, width, inner = (dimensions[name] for name in ("layers", "width", "intermediate"))
-    blocks = layers * (4 * width**2 + 3 * width * inner + 2 * width) - width
-    return vocabulary * width + blocks + width**2 + 3 * width + vocabulary

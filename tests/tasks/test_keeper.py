@@ -109,15 +109,13 @@ def test_the_newest_two_and_the_newest_regular_one_stay(tmp_path):
             assert (found and found.step) == (past[-1] if past else None)
 
 
-def test_going_back_removes_what_comes_later_and_what_is_written_then_is_the_newest(tmp_path):
+def test_what_is_written_last_is_the_newest_and_what_was_of_later_steps_goes(tmp_path):
     with Keeper(tmp_path) as keeper:
         for step, regular in ((5, True), (10, True), (12, False)):
             keeper.begin(step, tensors(step), {}, regular)
         found, _ = keeper.newest(accept, regular_only=True)
         assert found.step == 10
         assert checkpoint.steps(tmp_path) == [10, 12]
-        keeper.go_back(10)
-        assert checkpoint.steps(tmp_path) == [10]
         keeper.begin(11, tensors(11), {}, regular=False)
     assert checkpoint.steps(tmp_path) == [10, 11]
     checkpoint.save(tmp_path, 7, tensors(7), {})  # and without it, what was written last is still there

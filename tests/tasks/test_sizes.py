@@ -2,9 +2,15 @@
 
 import pytest
 
-from tasks import sizes
+from tasks import flops, sizes
 from tasks.errors import UsageError
-from tasks.sizes import DIMENSIONS, SIZES, dimensions, parameters
+from tasks.sizes import DIMENSIONS, SIZES, dimensions
+
+
+def parameters(sizes, vocabulary):
+    from tasks.encoder import EncoderConfig
+
+    return flops.parameters(EncoderConfig(vocabulary_size=vocabulary, length=8, **sizes))
 
 
 @pytest.mark.parametrize("name", SIZES)
