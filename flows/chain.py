@@ -21,7 +21,7 @@ from flows import environment, forks, ledger, plan, summary
 from flows.recipes import Recipe
 from tasks import registry
 from tasks.artifacts import Manifest, Store
-from tasks.errors import InterruptedRun
+from tasks.errors import InterruptedRun, without_secrets
 from tasks.progress import clock, say
 from tasks.tracking import StageRun, Tracker
 
@@ -29,6 +29,8 @@ DRAW_EVERY = 5.0
 """Seconds between two pictures of a running training, at least."""
 PATIENCE = 2.0
 """Seconds to wait for its last picture."""
+LONGEST = 300
+"""Characters of an error in it."""
 
 
 class Page:
@@ -92,7 +94,12 @@ class Chain:
         self.recorder.stage(part.name, "running", why=verdict.why, key=identity.key)
         started, page = time.monotonic(), Page(part.name)
         with self.tracker.stage(part.name, asdict(config)) as self.stage_run:
-            yield page
+            try:
+                yield page
+            except BaseException as error:
+                with suppress(BaseException):  # a second Ctrl-C ends the wait for a picture; the first error goes on
+                    self._ended(error)
+                raise
             self._trained()
             assert page.manifest is not None
             self.stage_run.record(page.manifest, page.reused, self._inputs(part))
@@ -138,24 +145,29 @@ class Chain:
         if time.monotonic() - self._drawn >= DRAW_EVERY:
             self._draw()
 
-    def _draw(self) -> None:
-        """In a thread of its own. While that waits for a server that hangs, there are no new pictures."""
+    def _draw(self, end: str = "") -> None:
+        """In a thread of its own. While that waits for a server that hangs, there are no new pictures.
+
+        end     how the training ended, where it did not come to its end
+        """
         if self._artist is not None and self._artist.is_alive():
             return
         self._drawn = time.monotonic()
         context = contextvars.copy_context()  # Prefect's: whose picture it is
-        self._artist = Thread(target=context.run, args=(self._mirror, self._last), name="picture", daemon=True)
+        self._artist = Thread(target=context.run, args=(self._mirror, self._last, end), name="picture", daemon=True)
         self._artist.start()
 
     def _finish_picture(self) -> None:
         if self._artist is not None:
             self._artist.join(PATIENCE)
 
-    def _mirror(self, record: Mapping[str, Any]) -> None:
+    def _mirror(self, record: Mapping[str, Any], end: str) -> None:
         with self._mirrored():
             metrics = record["metrics"]
             said = f"step {record['step']:,}, loss {metrics.get('train/loss', float('nan')):.3f}"
-            if metrics.get("train/seconds_left"):
+            if end:
+                said += f"; {end}"
+            elif metrics.get("train/seconds_left"):
                 speed, left = metrics["train/tokens_per_second"], metrics["train/seconds_left"]
                 said += f", {speed:,.0f} tokens/s, {clock(left)} left"
             picture = self._picture or create_progress_artifact(0.0, key="pretrain-progress", description="training")
@@ -164,13 +176,21 @@ class Chain:
 
     def _trained(self) -> None:
         """The last picture shows the last step, and MLflow has every point, where that takes seconds; else later."""
-        if not self._last:
-            return
+        if self._last:
+            self._draw_last()
+            self.tracker.flush()
+
+    def _ended(self, error: BaseException) -> None:
+        """The last picture of a training that did not come to its end says so. At most twice PATIENCE."""
+        if self._last:
+            why = without_secrets(" ".join(str(error).split()))[:LONGEST] or type(error).__name__
+            self._draw_last(f"{'interrupted' if _is_interruption(error) else 'failed'}: {why}")
+
+    def _draw_last(self, end: str = "") -> None:
         self._finish_picture()
-        self._draw()
+        self._draw(end)
         self._finish_picture()
         self._last = {}
-        self.tracker.flush()
 
 
 @contextmanager
@@ -189,11 +209,15 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
             yield Chain(recipe, store, recorder, tracker)
             status = "FINISHED"
         except BaseException as error:
-            if isinstance(error, InterruptedRun) or not isinstance(error, Exception):
+            if _is_interruption(error):
                 status = "KILLED"
             raise
         finally:
             tracker.end(status)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    return isinstance(error, InterruptedRun) or not isinstance(error, Exception)
 
 
 def _commit() -> str:

@@ -1,13 +1,16 @@
 """Whoever watches a training waits for no server: MLflow has its outbox, and Prefect's picture a thread of its own."""
 
 import threading
+import time
+from contextlib import nullcontext
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows import chain, recipes
+from flows import chain, plan, recipes
+from tasks.errors import InterruptedRun, NumericError
 
 WHOSE: ContextVar[str] = ContextVar("whose")
 
@@ -88,3 +91,53 @@ def test_a_prefect_that_fails_is_mentioned_once(
         mill.metrics([record(step)])
         mill._artist.join(60)
     assert capsys.readouterr().err.count("Prefect cannot show all of this run (ZeroDivisionError") == 1
+
+
+@pytest.fixture
+def staged(mill: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One whose stage pretrain can be entered without a store."""
+    verdict = SimpleNamespace(action="reuse", why="")
+    monkeypatch.setattr(plan, "identity_of", lambda *_, **__: SimpleNamespace(key="k"))
+    monkeypatch.setattr(plan, "judge", lambda *_: verdict)
+    mill.recorder.stage = lambda *_, **__: None
+    run = mill.stage_run
+    mill.tracker.stage = lambda *_: nullcontext(run)
+    return mill
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (InterruptedRun("stopped by SIGTERM after step 63"), "interrupted: stopped by SIGTERM after step 63"),
+        (
+            NumericError("step 64 has loss nan\nsee http://me:word@host"),
+            "failed: step 64 has loss nan see http://…@host",
+        ),
+        (KeyboardInterrupt(), "interrupted: KeyboardInterrupt"),
+    ],
+)
+def test_the_last_picture_of_a_training_that_ends_early_says_where_and_why(
+    staged: Any, prefect: Prefect, error: BaseException, said: str
+) -> None:
+    prefect.let_go.set()
+    chain.PATIENCE = 60.0
+    with pytest.raises(type(error)) as caught, staged.stage("pretrain", staged.recipe.pretrain):
+        for step in (10, 60):
+            staged.metrics([record(step)])
+        raise error
+    assert caught.value is error
+    assert prefect.drawn[-1][:2] == (60.0, f"step 60, loss 1.500; {said}")
+
+
+def test_a_training_that_fails_waits_for_no_prefect_and_its_error_stays(staged: Any, prefect: Prefect) -> None:
+    began = time.monotonic()
+    with pytest.raises(NumericError, match="the first"), staged.stage("pretrain", staged.recipe.pretrain):
+        staged.metrics([record(10)])
+        raise NumericError("the first")
+    assert time.monotonic() - began < 5
+    prefect.let_go.set()
+    staged._artist.join(60)
+    staged._draw_last = lambda end: 1 / 0
+    with pytest.raises(NumericError, match="the second"), staged.stage("pretrain", staged.recipe.pretrain):
+        staged.metrics([record(20)])
+        raise NumericError("the second")
