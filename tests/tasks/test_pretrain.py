@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -121,16 +123,57 @@ def test_a_chain_of_kills_and_damage_ends_in_the_bytes_of_the_undisturbed_run(un
     assert first % 6 == 0 and first < int(newest.stem[-9:]) and second >= 27
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 6, 12, 13, 36, 39, 40])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_kill_at_any_step_ends_in_the_bytes_of_the_undisturbed_run(undisturbed, tmp_path, step, number):
-    config = replace(TINY, checkpoint_every=4)
+SEED = 20
+"""Of the steps at which runs are killed; it stands in the tests' names."""
+KILLS = random.Random(SEED).sample(range(1, TINY.steps + 1), 20)
+CLOSE = replace(TINY, checkpoint_every=4, log_every=1)
+"""Its spool shows every step."""
+
+
+@pytest.fixture(scope="module")
+def close(tmp_path_factory):
+    """The undisturbed run with a line for every step."""
+    return trained(tmp_path_factory.mktemp("close"), CLOSE)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, marks=[] if number == 0 else [pytest.mark.slow], id=f"seed{SEED}-step{step}")
+        for number, step in enumerate(KILLS)
+    ],
+)
+def test_kill_9_at_a_random_step_ends_in_the_bytes_of_the_undisturbed_run(close, tmp_path, step):
+    within = random.Random(f"{SEED} {step}").uniform(0, 0.01)  # of the step, or of a checkpoint's writing
+    killed = True
     try:
-        trained(tmp_path, config, at_step(step, lambda child: child.send_signal(number)))
-    except InterruptedRun:
-        assert partial(tmp_path).exists()
-    assert trained(tmp_path, config).digest == undisturbed[0].digest
+        trained(tmp_path, CLOSE, at_step(step, lambda child: time.sleep(within) or child.kill()))
+        killed = False
+    except InterruptedRun as error:
+        assert "SIGKILL" in str(error) and partial(tmp_path).exists()
+    again = trained(tmp_path, CLOSE)
+    assert again.digest == close.digest
+    assert killed or step > CLOSE.steps - 6  # it was done before the kill came
+    if killed:  # the checkpoint of the last 4 steps may have been in writing
+        (resumed,) = again.measured()["resumed_at_steps"] or [0]
+        assert resumed >= step - 2 * CLOSE.checkpoint_every
+
+
+@pytest.mark.slow
+def test_signals_at_random_steps_of_one_run_end_in_the_bytes_of_the_undisturbed_run(close, tmp_path):
+    """One run, stopped again and again: each signal costs one start. The first and the last step are among them."""
+    stops, at = sorted({1, *random.Random(f"{SEED} SIGTERM").sample(range(2, CLOSE.steps), 6), CLOSE.steps}), 0
+    for step in stops:
+        if step <= at:  # the last signal was heard as late as that
+            continue
+        try:
+            made = trained(tmp_path, CLOSE, at_step(step, lambda child: child.terminate()))
+        except InterruptedRun as error:
+            at = int(re.search(r"after step (\d+) of 40, which is kept", str(error))[1])
+            assert at >= step and (partial(tmp_path) / ".scratch" / "checkpoints" / f"step-{at:09d}.json").exists()
+        else:
+            assert step >= CLOSE.steps - 1
+    assert trained(tmp_path, CLOSE).digest == close.digest == made.digest, (SEED, stops)
 
 
 def test_the_trainer_dies_with_its_parent_and_the_lock_with_both(undisturbed, tmp_path):
