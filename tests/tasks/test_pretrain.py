@@ -153,7 +153,7 @@ def test_kill_9_at_a_random_step_ends_in_the_bytes_of_the_undisturbed_run(close,
         assert "SIGKILL" in str(error) and partial(tmp_path).exists()
     again = trained(tmp_path, CLOSE)
     assert again.digest == close.digest
-    assert killed or step > CLOSE.steps - 6  # it was done before the kill came
+    assert killed or step > CLOSE.steps - 12  # it was done before the kill came
     if killed:  # the checkpoint of the last 4 steps may have been in writing
         (resumed,) = again.measured()["resumed_at_steps"] or [0]
         assert resumed >= step - 2 * CLOSE.checkpoint_every
