@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from tasks import launch
 from tasks.artifacts import Store
+from tasks.batches import training_batch
 from tasks.errors import DiskFullError, InterruptedRun, UsageError
 from tasks.pretrain import pretrain
 from tasks.ranks import Ranks
@@ -192,20 +193,37 @@ def test_two_nodes_on_one_machine_meet(two_ranks, tmp_path):
     assert made.files["model/model.safetensors"] == two_ranks.files["model/model.safetensors"]
 
 
-def uneven(folder):
-    """5 rows, one at a time: one rank has 3 of them and the other one 2. Leaves whether the gradient is that of all."""
-    config = replace(TINY, batch_tokens=5 * 32, micro_tokens=32, clip=1e9, parallel="fsdp")
+def gradients(folder, parallel, first, **shards):
+    """Of one step of 5 rows, two at a time, from sample `first` on: of all ranks together, and of one alone.
+
+    The first rank has 2 of the rows and the other one 3.
+    """
+    config = replace(TINY, batch_tokens=5 * 32, micro_tokens=2 * 32, clip=1e9, parallel=parallel)
     ranks = Ranks(torch.device("cpu"), dist.get_rank(), dist.get_world_size())
-    gradients = []
+    found = []
     for one in (ranks, Ranks(torch.device("cpu"))):
-        run = begun(folder / f"{one.count}-{dist.get_rank()}", config, ranks=one)
+        run = begun(folder / f"{parallel}-{first}-{one.count}-{dist.get_rank()}", config, ranks=one, **shards)
         run.optimizers.step = lambda: None
+        run.timeline.at = lambda step, at=run.timeline.at: at(step)._replace(first=first)
         run.take_step()
-        gradients.append(
-            [getattr(one.grad, "full_tensor", lambda one=one: one.grad)() for one in run.model.parameters()]
-        )
-    assert all((mine - whole).abs().max() < 1e-6 for mine, whole in zip(*gradients, strict=True))
+        whole = [getattr(one.grad, "full_tensor", lambda one=one: one.grad)() for one in run.model.parameters()]
+        found.append((run, whole))
+    return found
 
 
-def test_slices_wait_for_no_row_that_another_rank_does_not_have(tmp_path):
+def uneven(folder):
+    """Rows of uneven counts, and a second rank that has none to predict: it has a gradient of zeros to give."""
+    for parallel in ("ddp", "fsdp"):
+        # from sample 1 on the first rank's rows have a token to predict each, and the other's have none
+        for first, rate, counts in ((0, "0.3", None), (1, "0.04", {0: 2, 1: 0})):
+            (run, mine), (alone, whole) = gradients(folder, parallel, first, rate=rate)
+            assert max(float(one.abs().max()) for one in whole) > 1e-3
+            assert all((a - b).abs().max() < 1e-6 for a, b in zip(mine, whole, strict=True)), (parallel, rate)
+            assert run.points.sums.masked == alone.points.sums.masked > 0
+            assert abs(run.points.sums.nll - alone.points.sums.nll) < 1e-4
+            batch = training_batch(run.readers[0], first, 5, 0, rate=rate, part=dist.get_rank(), parts=2)
+            assert counts is None or batch.count == counts[dist.get_rank()]
+
+
+def test_ranks_that_have_uneven_counts_or_none_have_the_gradient_of_one_process(tmp_path):
     several_ranks.run(uneven, tmp_path)
