@@ -17,7 +17,7 @@ from uuid import UUID
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-from flows import environment, forks, ledger, plan, summary
+from flows import environment, ledger, plan, summary
 from flows.recipes import Recipe
 from tasks import registry
 from tasks.artifacts import Manifest, Store
@@ -56,7 +56,7 @@ class Chain:
         self.parts = plan.parts(recipe)
         self.manifests: dict[str, Manifest] = {}
         """Of each part that is done."""
-        self.fork = forks.find(recipe.pretrain.fork, store)
+        self.fork = plan.refuse(recipe, store)
         """The run that this one is forked from."""
         self.rival: Manifest | None = None
         self.stage_run: StageRun | None = None
@@ -86,8 +86,8 @@ class Chain:
         """Around a stage with its settings: says why it runs, and afterwards what came of it."""
         part = next(one for one in self.parts.values() if (one.stage, one.config) == (stage, config))
         digests = {name: manifest.digest for name, manifest in self.manifests.items()}
-        rival, fork = (one.digest if one else "" for one in (self.rival, self.fork))
-        identity = plan.identity_of(part, digests, self.store, rival or None, fork)
+        rival = self.rival.digest if self.rival else None
+        identity = plan.identity_of(part, digests, self.store, rival, self.fork)
         verdict = plan.judge(part, identity, self.store)
         if verdict.action != "reuse":
             say(f"{part.name:<10}  {verdict.action}: {verdict.why}")

@@ -88,13 +88,14 @@ def forced_stages(first: str | None) -> frozenset[str]:
 
 
 def identity_of(
-    part: Part, digests: Mapping[str, str], store: Store, champion: str | None = None, fork: str = ""
+    part: Part, digests: Mapping[str, str], store: Store, champion: str | None = None, fork: Manifest | None = None
 ) -> Identity:
     """The identity under which the stage itself will look for its artifact.
 
     Args:
         digests: those of the parts before it.
-        champion, fork: digests of the pretrain artifacts that it is compared with, and that the run is forked from.
+        champion: digest of the pretrain artifact that it is compared with.
+        fork: the pretrain artifact that the run is forked from.
     """
     inputs = [digests[name] for name in part.inputs]
     if part.stage == corpus.STAGE:
@@ -113,20 +114,17 @@ def identity_of(
 def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict]:
     """A verdict for each part, in order.
 
-    Raises what the stages' `identity` raise (a source that is not there), and UsageError for a runner that is not
-    installed, or a run to be forked that does not exist.
+    Raises what the stages' `identity` raise (a source that is not there), and what `refuse` does.
 
     home    asks the registry below it whether the model is still registered; None takes the artifact's word
     """
-    runners.check(recipe.runner)
-    if recipe.vocabulary.tokenizer:  # its stage would notice after the whole corpus
-        adopted.find(recipe.vocabulary.tokenizer)
-    forked = forks.find(recipe.pretrain.fork, store)
-    fork = forked.digest if forked else ""
+    fork = refuse(recipe, store)
     digests: dict[str, str] = {}
-    verdicts = []
+    verdicts: list[Verdict] = []
     whole = parts(recipe)
     for part in whole.values():
+        if part.stage == pretrain.STAGE:
+            _check_inputs(part, whole, verdicts, store, fork)
         missing = [whole[name] for name in part.inputs if name not in digests]
         if missing:
             verdict = Verdict(part.name, "run", _waits_for(missing, store))
@@ -142,6 +140,35 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
             digests[part.name] = verdict.digest
         verdicts.append(verdict)
     return verdicts
+
+
+def refuse(recipe: Recipe, store: Store) -> Manifest | None:
+    """What a stage would notice only after the ones before it. Returns the artifact that the run is forked from.
+
+    Raises UsageError for a runner that is not installed, a tokenizer or a run to be forked that does not exist, and
+    settings of pretrain with which no training could begin.
+    """
+    runners.check(recipe.runner)
+    if recipe.vocabulary.tokenizer:
+        adopted.find(recipe.vocabulary.tokenizer)
+    fork = forks.find(recipe.pretrain.fork, store)
+    pretrain.refuse(recipe.pretrain, recipe.shards.length, fork)
+    return fork
+
+
+def _check_inputs(
+    part: Part, whole: Mapping[str, Part], verdicts: list[Verdict], store: Store, fork: Manifest | None
+) -> None:
+    """Raises UsageError where training would refuse those of its inputs that are there already."""
+    found = {one.stage: one.key for one in verdicts if one.action == "reuse"}
+    there = {
+        name: artifacts.load(store.root / whole[name].stage / str(found[name])) for name in part.inputs if name in found
+    }
+    if len(there) == len(part.inputs):
+        words, rows, *shorter = there.values()
+        pretrain.check(part.config, words, rows, shorter, fork)
+    elif fork and vocabulary.STAGE in there:
+        artifacts.check_parent(pretrain.STAGE, fork, there[vocabulary.STAGE])
 
 
 def judge(part: Part, identity: Identity, store: Store) -> Verdict:

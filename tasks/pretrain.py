@@ -23,7 +23,7 @@ from .spool import Records, Spool
 from .stretches import Begun, Supply
 from .timeline import Timeline
 
-__all__ = ["STAGE", "VERSION", "PretrainConfig", "fork_parts", "identity", "pretrain", "profile"]
+__all__ = ["STAGE", "VERSION", "PretrainConfig", "check", "fork_parts", "identity", "pretrain", "profile", "refuse"]
 
 STAGE = "pretrain"
 VERSION = 2
@@ -33,7 +33,11 @@ STABLE_FILE = "stable/step-{:09d}.safetensors"
 
 
 def identity(
-    config: PretrainConfig, vocabulary_digest: str, shards_digest: str, shorter: Sequence[str] = (), fork: str = ""
+    config: PretrainConfig,
+    vocabulary_digest: str,
+    shards_digest: str,
+    shorter: Sequence[str] = (),
+    fork: Manifest | None = None,
 ) -> Identity:
     """What the weights are a function of: the settings with the hardware's choices filled in, and the inputs.
 
@@ -42,17 +46,17 @@ def identity(
 
     Args:
         shorter: digests of the shards of config.lengths, in their order.
-        fork: digest of the pretrain artifact that the run is forked from.
+        fork: the pretrain artifact that the run is forked from.
     """
-    settings = {name: value for name, value in _resolved(config).items() if name not in NOT_IDENTITY}
+    settings = {name: value for name, value in _resolved(config, fork).items() if name not in NOT_IDENTITY}
     inputs = {"vocabulary": vocabulary_digest, "shards": shards_digest}
     inputs |= {f"shards_{length}": one for length, one in zip(config.lengths.lengths, shorter, strict=True)}
     if fork:
-        inputs["fork"] = fork
+        inputs["fork"] = fork.digest
     return Identity(STAGE, VERSION, settings, inputs)
 
 
-def _resolved(config: PretrainConfig) -> dict[str, Any]:
+def _resolved(config: PretrainConfig, fork: Manifest | None) -> dict[str, Any]:
     """All settings, with what follows from names and from this machine in place of auto and 0."""
     settings = asdict(config)
     del settings["size"]
@@ -62,7 +66,7 @@ def _resolved(config: PretrainConfig) -> dict[str, Any]:
         "device": device,
         "dtype": compute_dtype(device, config.dtype),
         "threads": _threads(config, device),
-        "fork": fork_parts(config.fork)[1],  # the step; which run it is, is said by its digest
+        "fork": _fork_step(config, fork),
     }
     if config.minutes:
         settings |= {"tokens": 0, "steps": 0}
@@ -87,6 +91,12 @@ def _unused(config: PretrainConfig) -> dict[str, Any]:
     if not config.batch_warmup.start:
         unused["batch_warmup"] = asdict(BatchWarmup())
     return unused
+
+
+def _fork_step(config: PretrainConfig, fork: Manifest | None) -> int:
+    """The step in pretrain.fork; 0 for the last one, also where that is written out. The run is said by its digest."""
+    step = fork_parts(config.fork)[1]
+    return 0 if fork and step == max(_stable(fork), default=0) else step
 
 
 def _threads(config: PretrainConfig, device: str) -> int:
@@ -122,7 +132,7 @@ def pretrain(
     """
     check(config, vocabulary, shards, shorter, fork)
     digests = [one.digest for one in shorter]
-    this = identity(config, vocabulary.digest, shards.digest, digests, fork.digest if fork else "")
+    this = identity(config, vocabulary.digest, shards.digest, digests, fork)
 
     def build(workspace: Workspace) -> Built:
         job = job_of(config, vocabulary, [*shorter, shards], workspace.folder, workspace.scratch, fork)
@@ -162,33 +172,65 @@ def check(
     """Raises UsageError where the inputs do not fit together, or the settings do not fit them."""
     for one in (*shorter, shards, *([fork] if fork else [])):
         check_parent(STAGE, one, vocabulary)
-    config.check(shards.facts["length"])
-    _check_ranks(config, shards.facts["length"])
-    supplies = [Supply.of(one.facts, one.digest) for one in (*shorter, shards)]
+    refuse(config, shards.facts["length"], fork)
     if not config.minutes:
-        timeline = Timeline(Pace.of(_resolved(config)), supplies, _begun(config, fork))
+        supplies = [Supply.of(one.facts, one.digest) for one in (*shorter, shards)]
+        timeline = Timeline(Pace.of(_resolved(config, fork)), supplies, _begun(config, fork))
         timeline.stable_steps(config.stable_checkpoints)
+
+
+def refuse(config: PretrainConfig, length: int, fork: Manifest | None = None) -> None:
+    """Raises UsageError for what no shards with rows of `length` could make good; can be asked before these are made.
+
+    How many steps a budget in tokens comes to, and so the room for stable checkpoints, is known with the shards only.
+    """
+    config.check(length)
+    _check_ranks(config, length)
     if fork:
-        mine, its = _resolved(config), fork.config
-        for name in ("layers", "width", "heads", "intermediate", "global_every", "window", "optimizer"):
-            if mine[name] != its.get(name):
-                raise UsageError(
-                    f"pretrain.{name} is {mine[name]}, and that of the run in pretrain.fork is {its.get(name)}; a fork "
-                    "goes on with the same model."
-                )
+        _check_model(config, fork)
+    if not config.minutes:
+        supplies = [Supply(one, 1, one) for one in (*config.lengths.lengths, length)]
+        timeline = Timeline(Pace.of(_resolved(config, fork)), supplies, _begun(config, fork))
+        timeline.stable_steps(config.stable_checkpoints if config.steps else 0)
+
+
+def _check_model(config: PretrainConfig, fork: Manifest) -> None:
+    mine, its = _resolved(config, fork), fork.config
+    for name in ("layers", "width", "heads", "intermediate", "global_every", "window", "optimizer"):
+        if mine[name] != its.get(name):
+            raise UsageError(
+                f"pretrain.{name} is {mine[name]}, and that of the run in pretrain.fork is {its.get(name)}; a fork "
+                "goes on with the same model."
+            )
 
 
 def _check_ranks(config: PretrainConfig, length: int) -> None:
-    """Raises UsageError for ranks that have no device, or no row when rows have got longer."""
+    """Raises UsageError for ranks that have no device, no row in some step, or no equal part of the logical shards.
+
+    Of a range of machines (2:4) the smallest number must do, and where rows or batches grow the largest, too: the run
+    would find out only when it gets there.
+    """
     device = device_kind(config.device)
     here = config.ranks_here(device)
     if device == "cuda" and here > device_count():
         raise UsageError(f"pretrain.devices is {here}, and there are {device_count()} CUDA devices; use so many.")
-    ranks, rows = here * int(config.nodes.rpartition(":")[2]), config.batch_tokens // length
-    if config.lengths.lengths and rows < ranks:
+    low, _, high = config.nodes.partition(":")
+    start = config.batch_warmup.start
+    ranks = here * int(high or low if config.lengths.lengths else low)
+    for name, positions, row in (
+        ("batch_tokens", config.batch_tokens, length),
+        ("batch_warmup.start", start or config.batch_tokens, min(config.lengths.lengths, default=length)),
+    ):
+        if positions // row < ranks:
+            raise UsageError(
+                f"pretrain.{name} is {positions}, {positions // row} rows of {row}, and there are {ranks} ranks; raise "
+                f"it to {ranks * row}, or lower pretrain.devices or pretrain.nodes."
+            )
+    numbers = [here * nodes for nodes in range(int(low), int(high or low) + 1)]
+    if config.reduction == "exact" and all(config.logical_shards % ranks for ranks in numbers):
         raise UsageError(
-            f"pretrain.batch_tokens is {config.batch_tokens}, {rows} rows of {length}, which is what the rows get to, "
-            f"and there are {ranks} ranks; raise it to {ranks * length}, or lower pretrain.devices or pretrain.nodes."
+            f"pretrain.logical_shards is {config.logical_shards}, and there are {numbers[0]} ranks; use a number of "
+            "ranks that divides it (pretrain.devices, pretrain.nodes)."
         )
 
 
@@ -201,7 +243,7 @@ def job_of(
     fork: Manifest | None,
 ) -> dict[str, Any]:
     """What the training process is to do, as JSON. shards: the shorter ones, then the main ones."""
-    settings = _resolved(config)
+    settings = _resolved(config, fork)
     device = settings["device"]
     of_run = {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
     inputs = {"vocabulary": vocabulary.digest, "fork": fork.digest if fork else ""}
@@ -230,9 +272,14 @@ def _begun(config: PretrainConfig, fork: Manifest | None) -> Begun | None:
     """Where the fork's run stood at the checkpoint that is asked for."""
     if not fork:
         return None
-    there = {entry["step"]: entry for entry in fork.facts.get("stable", [])}
+    there = _stable(fork)
     step = fork_parts(config.fork)[1] or max(there, default=0)
     if step not in there:
         steps = ", ".join(map(str, there)) or "none"
         raise UsageError(f"pretrain.fork: {fork.folder} has no stable checkpoint after step {step}; it has {steps}.")
     return Begun(**there[step])
+
+
+def _stable(fork: Manifest) -> dict[int, dict[str, Any]]:
+    """Steps of its stable checkpoints -> where it stood."""
+    return {entry["step"]: entry for entry in fork.facts.get("stable", [])}

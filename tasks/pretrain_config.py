@@ -150,7 +150,10 @@ class PretrainConfig:
         for name in ("micro_tokens", "minutes", "stable_checkpoints", "restarts", "weight_decay", "threads", "seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise UsageError(f"pretrain.{name} is {getattr(self, name)}; use 0 or more.")
-        for name in ("clip", "learning_rate", "matrix_learning_rate", "norm_eps", "rope_global", "rope_local"):
+        for name in ("rope_global", "rope_local"):
+            if not 1 < getattr(self, name) < float("inf"):
+                raise UsageError(f"pretrain.{name} is {getattr(self, name)}; use a number above 1, 10000 is usual.")
+        for name in ("clip", "learning_rate", "matrix_learning_rate", "norm_eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"pretrain.{name} is {getattr(self, name)}; use a positive number.")
         for name in ("momentum", "beta1", "beta2", "dropout"):

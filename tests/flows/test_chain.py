@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows import chain, plan, recipes
-from tasks.errors import InterruptedRun, NumericError
+from tasks.errors import InterruptedRun, NumericError, UsageError
 
 WHOSE: ContextVar[str] = ContextVar("whose")
 
@@ -141,3 +141,9 @@ def test_a_training_that_fails_waits_for_no_prefect_and_its_error_stays(staged: 
     with pytest.raises(NumericError, match="the second"), staged.stage("pretrain", staged.recipe.pretrain):
         staged.metrics([record(20)])
         raise NumericError("the second")
+
+
+def test_a_flow_refuses_before_its_first_stage_what_training_would_refuse(mill: Any) -> None:
+    recipe = recipes.load("tiny", [], ["pretrain.stable_checkpoints=20"])
+    with pytest.raises(UsageError, match="the stable phase has 13 steps"):
+        chain.Chain(recipe, mill.store, mill.recorder, mill.tracker)

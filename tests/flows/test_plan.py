@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,11 +36,18 @@ def make(recipe: Recipe, store: Store, stages: list[str] | None = None, stable: 
     for name, part in plan.parts(recipe).items():
         if name not in (stages or plan.parts(recipe)):
             continue
-        identity = plan.identity_of(part, digests, store, fork=forked.digest if forked else "")
+        identity = plan.identity_of(part, digests, store, fork=forked)
+        facts: dict[str, Any] = {
+            "length": getattr(part.config, "length", 0),
+            "splits": {"train": {"rows": 96, "tokens": 96 * 28}},
+        }
+        facts["stable"] = [
+            {"step": step, "positions": step * 512, "tokens": step * 448, "samples": {}} for step in stable or []
+        ]
 
-        def build(workspace: Workspace, key: str = identity.key) -> Built:
+        def build(workspace: Workspace, key: str = identity.key, facts: dict[str, Any] = facts) -> Built:
             (workspace.folder / "data").write_text(key)
-            return Built({}, {"stable": [{"step": step} for step in stable or []]})
+            return Built({}, facts)
 
         manifest = store.make(identity, build)[0]
         digests[name] = manifest.digest
@@ -279,9 +287,9 @@ def forked(recipe: Recipe, fork: str) -> Recipe:
 def test_a_fork_is_an_input_of_its_weights_by_digest_however_it_is_named(recipe: Recipe, store: Store) -> None:
     weights = make(recipe, store, STAGES[:4], stable=[7, 14])
     names = [weights.key, weights.key[:6], weights.key[:6].upper(), str(weights.folder)]
-    keys = {plan.plan(forked(recipe, name), store)[3].key for name in names}
-    last = {plan.plan(forked(recipe, f"{name}@7"), store)[3].key for name in names}
-    assert len(keys) == len(last) == 1 and keys != last
+    keys = {plan.plan(forked(recipe, name + last), store)[3].key for name in names for last in ("", "@14")}
+    first = {plan.plan(forked(recipe, f"{name}@7"), store)[3].key for name in names}
+    assert len(keys) == len(first) == 1 and keys != first
     verdict = plan.plan(forked(recipe, weights.key), store)[3]
     assert verdict.action == "run" and "input added: fork" in verdict.why
     make(forked(recipe, weights.key), store, stable=[21])
@@ -314,3 +322,63 @@ def test_a_fork_that_does_not_exist_is_refused_before_anything_runs_and_what_exi
     assert f"{first.count(twice)} keys begin with '{twice}'" in refused(twice)
     assert f"{tmp_path / 'nothing'} is no whole artifact: " in refused(str(tmp_path / "nothing"))
     assert "is an artifact of shards; give one of pretrain" in refused(str(store.folders("shards")[0]))
+
+
+# What training would refuse is refused before the corpus is made.
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["width=64"], r"pretrain\.width is 64, and that of the run in pretrain\.fork is 32"),
+        (["size=base"], r"pretrain\.layers is 22, and that of the run in pretrain\.fork is 2;"),
+        (["optimizer=adamw"], r"pretrain\.optimizer is adamw"),
+        (["steps=14"], r"pretrain\.steps is 14, and the run that this one is forked from had 14 by then"),
+        (["steps=0", "tokens=6272"], r"pretrain\.tokens is 6,272, and .* had 6,272 by then; set more"),
+        (
+            ["stable_checkpoints=20"],
+            r"pretrain\.stable_checkpoints is 20, and the stable phase has 14 steps; use fewer",
+        ),
+    ],
+)
+def test_a_fork_that_training_would_refuse_is_refused_in_an_empty_store(
+    recipe: Recipe, store: Store, tmp_path: Path, settings: list[str], words: str
+) -> None:
+    weights = make(recipe, store, STAGES[:4], stable=[7, 14])
+    given = [f"pretrain.fork={weights.folder}", "pretrain.steps=40", *(f"pretrain.{one}" for one in settings)]
+    plan.plan(replace(recipes.load("tiny", overrides=given[:2]), corpus=recipe.corpus), Store(tmp_path / "empty"))
+    with pytest.raises(UsageError, match=words):
+        plan.plan(replace(recipes.load("tiny", overrides=given), corpus=recipe.corpus), Store(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["stable_checkpoints=20"], r"the stable phase has 13 steps; use fewer"),
+        (["batch_tokens=64", "devices=3"], r"pretrain\.batch_tokens is 64, 2 rows of 32, and there are 3 ranks"),
+        (["batch_warmup.start=32", "devices=2"], r"batch_warmup\.start is 32, 1 rows of 32, and there are 2 ranks"),
+        (["reduction=exact", "logical_shards=8", "nodes='3:3'", "rendezvous=a:1"], r"logical_shards is 8, .* 3 ranks"),
+        (["rope_local=1"], r"pretrain\.rope_local is 1\.0; use a number above 1"),
+    ],
+)
+def test_settings_with_which_no_training_could_begin_are_refused_in_an_empty_store(
+    recipe: Recipe, store: Store, settings: list[str], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        given = ["pretrain.device=cpu", *(f"pretrain.{one}" for one in settings)]
+        plan.plan(replace(recipes.load("tiny", overrides=given), corpus=recipe.corpus), store)
+
+
+def test_with_shards_at_hand_a_budget_in_tokens_is_checked_too_and_so_is_the_vocabulary_of_a_fork(
+    recipe: Recipe, store: Store
+) -> None:
+    other = replace(recipe, vocabulary=replace(recipe.vocabulary, size=400))
+    weights = make(other, store, STAGES[:4], stable=[7])
+    make(recipe, store, STAGES[:2])
+    with pytest.raises(UsageError, match=r"the pretrain artifact .* was made with the vocabulary"):
+        plan.plan(forked(recipe, weights.key), store)
+    tokens = replace(recipe, pretrain=replace(recipe.pretrain, steps=0, tokens=20 * 448, stable_checkpoints=14))
+    plan.plan(tokens, store)  # how many steps that are is not known yet
+    make(recipe, store, STAGES[:3])
+    with pytest.raises(UsageError, match=r"stable_checkpoints is 14, and the stable phase has 13 steps"):
+        plan.plan(tokens, store)

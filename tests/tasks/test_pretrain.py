@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -342,20 +343,24 @@ def test_the_stage_imports_no_torch():
 # Shorter rows, and a run that is forked from another.
 
 
+FORK = SimpleNamespace(digest="f", facts={"stable": [{"step": 7}, {"step": 8}]})
+"""Of an artifact what its digest and its stable checkpoints are."""
+
+
 def test_shorter_shards_and_the_fork_are_inputs_by_name_and_digest():
     config = replace(TINY, lengths=Lengths((8, 16), ("0.2", "0.5")))
     inputs = {"vocabulary": "v", "shards": "s"}
     assert identity(config, "v", "s", ["a", "b"]).inputs == inputs | {"shards_8": "a", "shards_16": "b"}
     assert identity(TINY, "v", "s").inputs == inputs
-    assert identity(replace(TINY, fork="1f2e"), "v", "s", fork="f").inputs == inputs | {"fork": "f"}
+    assert identity(replace(TINY, fork="1f2e"), "v", "s", fork=FORK).inputs == inputs | {"fork": "f"}
 
 
 def test_the_key_of_a_fork_knows_the_run_by_its_digest_and_the_step():
     def key(fork, **changes):
-        return identity(replace(TINY, fork=fork, **changes), "v", "s", fork="f").key
+        return identity(replace(TINY, fork=fork, **changes), "v", "s", fork=FORK).key
 
     assert key("1f2e") == key("1f2e00") == key("/store/pretrain/1f2e") == key("1f2e", warmup=0.2)
-    assert key("1f2e@7") == key("/a@b/1f2e@7") != key("1f2e") != key("1f2e@8")
+    assert key("1f2e@7") == key("/a@b/1f2e@7") != key("1f2e") == key("1f2e@8")
     assert fork_parts("/a@b/1f2e@7") == ("/a@b/1f2e", 7) and fork_parts("/a@b") == ("/a@b", 0)
 
 
@@ -470,8 +475,20 @@ def test_the_warm_up_that_a_fork_does_not_have_may_change_between_two_starts(tmp
     store = Store(tmp_path)
     vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
     whole, _ = pretrain(replace(TINY, steps=20, stable_checkpoints=1), vocabulary, shards, store)
+    (last,) = (entry["step"] for entry in whole.facts["stable"])
     jobs = [
-        job_of(replace(TINY, fork=whole.key, warmup=share), vocabulary, [shards], tmp_path, tmp_path, whole)
+        job_of(replace(TINY, fork=fork, warmup=share), vocabulary, [shards], tmp_path, tmp_path, whole)
         for share in (0.05, 0.1)
+        for fork in (whole.key, f"{whole.key}@{last}")  # nor how its last checkpoint is called
     ]
-    assert jobs[0]["run"] == jobs[1]["run"]
+    assert len({job["run"] for job in jobs}) == len({job["fork"] for job in jobs}) == 1
+
+
+def test_the_key_of_a_run_without_a_fork_is_what_it_has_always_been():
+    """Keys as they were made: whoever changes one of these makes every finished run anew."""
+    config = replace(TINY, device="cpu", dtype="float32", threads=1)
+    assert identity(config, "v", "s").key == "f0c38ebb172716d6c9ebaba329624aad"
+    growing = replace(config, lengths=Lengths((8, 16), ("0.2", "0.5")), mask_rates=MaskRates("linear", ("0.3", "0.15")))
+    assert identity(growing, "v", "s", ["a", "b"]).key == "feb802fb598c6d3b299f5339f837fd9d"
+    exact = replace(config, reduction="exact", micro_tokens=0, devices="2", restarts=7)
+    assert identity(exact, "v", "s").key == "aafa14055be959b2af7af70121daed7b"

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tasks import launch
 from tasks.artifacts import Store
 from tasks.batches import training_batch
-from tasks.errors import DiskFullError, InterruptedRun, UsageError
+from tasks.errors import DataError, DiskFullError, InterruptedRun
 from tasks.pretrain import pretrain
 from tasks.ranks import Ranks
 from tests.tasks import handmade, several_ranks
@@ -130,10 +130,16 @@ def test_a_change_of_ranks_goes_on_with_the_same_samples_and_masks(two_ranks, tm
     assert abs(mine["train/loss"] - theirs["train/loss"]) < 1e-2
 
 
-def test_why_a_rank_ends_is_told_and_torchrun_does_not_try_again(tmp_path):
-    config = replace(TWO, batch_tokens=32, micro_tokens=0)  # one row for two ranks
-    with pytest.raises(UsageError, match="A step of 1 rows cannot be split over 2 ranks"):
-        trained(tmp_path, config)
+def test_why_a_rank_ends_is_told_and_torchrun_does_not_try_again(tmp_path, capfd):
+    store = Store(tmp_path)
+    shards = handmade.shards(store)
+    path = shards.path("train-00000.arrow")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"train-00000\.arrow is damaged"):
+        pretrain(TWO, handmade.vocabulary(store), shards, store)
+    assert capfd.readouterr().err.count("train-00000") <= 2  # by each rank once at most
 
 
 def test_a_full_disk_of_the_first_rank_ends_all(tmp_path):
