@@ -173,7 +173,7 @@ def _bound_by(training: Training) -> verdict.Verdict:
     shares = meter.shares(clock.parts, clock.seconds)
     products = meter.mfu(clock.flops, clock.seconds, training.points.peak)
     figures = verdict.Figures(shares["data"], shares["communication"], shares["optimizer"], products)
-    return verdict.verdict(figures, training.config)
+    return verdict.verdict(figures, training.config, training.sizes.length)
 
 
 def _measured(training: Training, speed: float, bound: verdict.Verdict) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def profile(training: Run, steps: int = 20) -> dict[str, Any]:
     peak = meter.matmul_peak(str(training.device), dtype, torch.get_num_threads())
     step, floor = meter.median(taken.seconds), _floor(training, dtype)
     figures = _figures(training, taken, floor / (step * (1 - taken.waiting)))
-    found = verdict.verdict(figures, training.config)
+    found = verdict.verdict(figures, training.config, training.sizes.length)
     return {
         "steps": steps,
         "device": str(training.device),

@@ -60,8 +60,13 @@ def fixed_part(part: float, whole: float, fraction: float) -> float:
     return min(whole, max(0.0, (part - fraction * whole) / (1 - fraction)))
 
 
-def verdict(figures: Figures, config: Mapping[str, Any]) -> Verdict:
-    """The rule of this module. config: pretrain's settings, with the hardware's choices filled in."""
+def verdict(figures: Figures, config: Mapping[str, Any], length: int) -> Verdict:
+    """The rule of this module.
+
+    Args:
+        config: pretrain's settings, with the hardware's choices filled in.
+        length: positions of a row, L: less than that cannot be taken at a time.
+    """
     waits = {"data": figures.data / DATA, "communication": figures.communication / COMMUNICATION}
     longest = max(waits, key=lambda name: waits[name])
     if waits[longest] >= 1:
@@ -81,7 +86,7 @@ def verdict(figures: Figures, config: Mapping[str, Any]) -> Verdict:
     rest = "the rest moves numbers"
     if figures.start is None:
         rest = "the rest moves numbers, or starts operations: maskmill profile tells these apart"
-    return Verdict("memory", f"{products}; {rest}", _memory(figures, config))
+    return Verdict("memory", f"{products}; {rest}", _memory(figures, config, length))
 
 
 def _data() -> tuple[str, ...]:
@@ -123,11 +128,10 @@ def _compute(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(advice)
 
 
-def _memory(figures: Figures, config: Mapping[str, Any]) -> tuple[str, ...]:
+def _memory(figures: Figures, config: Mapping[str, Any], length: int) -> tuple[str, ...]:
     advice = []
-    if figures.relative is not None and figures.relative < CACHE:
-        gain = f"rows in smaller pieces take {1 - figures.relative:.0%} less each"
-        advice.append(f"pretrain.micro_tokens: {_quarter(config)}, {gain}")
+    if figures.relative is not None and figures.relative < CACHE and (smaller := _smaller(config, length)):
+        advice.append(f"{smaller}, rows in smaller pieces take {1 - figures.relative:.0%} less each")
     if not _compiled(config):
         advice.append("pretrain.compile: on, which joins operations that read and write the same numbers")
     if config.get("dtype") == "float32":
@@ -138,13 +142,19 @@ def _memory(figures: Figures, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _compiled(config: Mapping[str, Any]) -> bool:
-    return config.get("compile") in (True, "on")
+    """Is it compiled, or would pretrain.reduction exact refuse it?"""
+    return config.get("compile") in (True, "on") or config.get("reduction") == "exact"
 
 
 def _twice(config: Mapping[str, Any]) -> str:
     return f"{2 * config['batch_tokens']}" if config.get("batch_tokens") else "twice as many"
 
 
-def _quarter(config: Mapping[str, Any]) -> str:
-    tokens = config.get("micro_tokens") or config.get("batch_tokens")
-    return f"{max(1, tokens // 4)}" if tokens else "a quarter of the step's"
+def _smaller(config: Mapping[str, Any], length: int) -> str:
+    """The setting with which a rank takes a part of its rows at a time, whole rows; "" where there is none."""
+    ranks = int(config.get("devices") or 1)
+    rows = (config.get("micro_tokens") or config.get("batch_tokens", 0) // ranks) // length
+    if config.get("reduction") == "exact":  # each logical shard is a micro-batch
+        shards = 2 * config["logical_shards"]
+        return "" if config["batch_tokens"] // length % shards else f"pretrain.logical_shards: {shards}"
+    return f"pretrain.micro_tokens: {max(1, rows // 4) * length}" if rows > 1 else ""
