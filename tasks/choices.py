@@ -76,7 +76,7 @@ def _compile_pays(training: Training, chosen: Chosen) -> bool:
     try:
         compiled = _seconds(training, replace(chosen, compiled=True))
     except Exception as error:  # a missing compiler, an operation that it does not know: then not
-        if isinstance(error, InterruptedRun) or lost_peer(error):
+        if isinstance(error, InterruptedRun) or lost_peer(error) or not training.ranks.together():
             raise
         say(f"pretrain: torch.compile does not work here ({type(error).__name__}: {str(error).splitlines()[0][:160]})")
         compiled = float("inf")
@@ -111,7 +111,7 @@ def _that_fits(training: Training, chosen: Chosen) -> Chosen:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             now = chosen.micro_tokens or training.config["batch_tokens"] // training.ranks.count
-            if now <= training.sizes.length:
+            if now <= training.sizes.length or not training.ranks.together():
                 raise
             chosen = replace(chosen, micro_tokens=max(training.sizes.length, now // 2))
             say(f"pretrain: too little memory; {chosen.micro_tokens:,} positions at a time")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +107,11 @@ class Keeper:
                 flight.result()
             finally:
                 self.spent.blocked += time.perf_counter() - began
+
+    def settle(self, seconds: float) -> None:
+        """Training has failed: wait for one in flight, but not longer than that; raises nothing."""
+        if self._flight:
+            wait([self._flight], seconds)
 
     def newest(
         self, refuse: checkpoint.Refuse, regular_only: bool = False

@@ -28,7 +28,8 @@ from .progress import say
 
 JOB, OUTCOME = "job.json", "outcome.json"
 STOP = "stop"
-"""Says to ranks that torchrun starts again that they were stopped on purpose."""
+"""Says to ranks that they are to stop, and to those that torchrun starts again that they were stopped on purpose. Holds
+the number of the signal: torchrun may lose one that comes while it starts ranks (seen on a busy machine)."""
 PARENT = "MASKMILL_PARENT"
 """Name in the environment: id of the process that started this one, and with which it is to end."""
 NOT_OURS = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|ROLE_NAME|(TORCHELASTIC|PET)_\w+")
@@ -133,21 +134,30 @@ def outcome(scratch: Path, returned: int) -> dict[str, Any]:
     if not said and returned > 0 and (scratch / STOP).exists():  # torchrun, before its ranks could say anything
         raise InterruptedRun("pretrain: stopped by a signal while it started; run again to go on from where it was.")
     if said.get("status") != 0:
-        raise error_of(said.get("status", returned), said.get("message"))
+        raise error_of(said.get("status", returned), said.get("message"), kept(scratch))
     return dict(said)
 
 
-def error_of(status: int, message: str | None) -> MaskmillError:
-    """The error that an exit status, or minus the number of a signal, stands for."""
+def kept(scratch: Path) -> str:
+    """What the same command goes on from, in words."""
+    receipts = sorted((scratch / "checkpoints").glob("step-*.json"))
+    return f"the checkpoint after step {int(receipts[-1].stem[5:])}" if receipts else "its beginning"
+
+
+def error_of(status: int, message: str | None, kept: str = "the last checkpoint") -> MaskmillError:
+    """The error that an exit status, or minus the number of a signal, stands for.
+
+    kept    what the same command goes on from
+    """
     if -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # heard too early: no handler yet
         memory = " (by hand, or by the kernel for want of memory: then lower pretrain.micro_tokens)"
         return InterruptedRun(
             f"pretrain: the training process was ended by {signal.Signals(-status).name}"
-            f"{memory if -status == signal.SIGKILL else ''}; run again to go on from the last checkpoint."
+            f"{memory if -status == signal.SIGKILL else ''}; run again to go on from {kept}."
         )
     kinds = {kind.exit_code: kind for kind in MaskmillError.__subclasses__()}
     how = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
-    explained = message or f"pretrain: the training process {how}; run again to go on from the last checkpoint."
+    explained = message or f"pretrain: the training process {how}; run again to go on from {kept}."
     return kinds.get(status, MaskmillError)(explained)
 
 
@@ -159,7 +169,7 @@ def _forwarded_signals(process: subprocess.Popen[bytes], scratch: Path) -> Itera
         return
 
     def forward(received: int, _: FrameType | None) -> None:
-        (scratch / STOP).touch()
+        (scratch / STOP).write_text(str(received))
         process.send_signal(received)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
@@ -175,7 +185,7 @@ def _stop(process: subprocess.Popen[bytes], scratch: Path) -> None:
     if process.poll() is not None:
         return
     with suppress(OSError):
-        (scratch / STOP).touch()
+        (scratch / STOP).write_text(str(int(signal.SIGTERM)))
     process.terminate()
     try:
         process.wait(GRACE)

@@ -7,8 +7,10 @@ the same order.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from .errors import InterruptedRun
+
+_turns = itertools.count()
+"""Numbers the calls of `together`."""
 
 
 class PeerLost(InterruptedRun):
@@ -90,6 +95,22 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here."""
         self.numbers(0.0)
+
+    def together(self, seconds: float = 20.0) -> bool:
+        """Has every rank come here within so many seconds? For ranks that an error took out of a step.
+
+        Where all failed alike they may go on. Where one did not, it waits inside a step for a gradient that will not
+        come; then none of the other calls would return before the timeout. This one asks torch's store, not the peers.
+        """
+        if self.count == 1:
+            return True
+        store, deadline = dist.distributed_c10d._get_default_store(), time.monotonic() + seconds
+        name = f"maskmill/together/{next(_turns)}"
+        here = store.add(name, 1)
+        while here < self.count and time.monotonic() < deadline:
+            time.sleep(0.02)
+            here = store.add(name, 0)
+        return bool(here >= self.count)
 
     def leave(self) -> None:
         """The end of a run that went well."""

@@ -4,17 +4,23 @@ SIGTERM, SIGINT or SIGUSR1 to any rank: all finish the step, write a checkpoint,
 seconds later: exit at once. How it ended stands in outcome.json beside the job, whatever torchrun makes of the exit
 status:
 
-    status 0 done, 65 damaged data, 71 out of memory, 74 disk full, 75 stopped by a signal (run again), 78 not finite
+    status 0 done, 1 a bug, 65 damaged data, 71 out of memory, 74 disk full, 75 stopped by a signal (run again), 78 not
+    finite
 
-Of several ranks, one that knows why it ends leaves the outcome and exits with 0; torchrun starts the others again, and
-they see that there is nothing left to do. A rank that is lost leaves none: then all go on from the last checkpoint.
+Several ranks wait for each other, so one that fails must be gone at once: it leaves the outcome and exits with its
+status, without the interpreter's own end, which may wait for a device or a peer. torchrun then stops the others (those
+that wait for a device it kills, after 30 s), starts all again, and they see that there is nothing left to do. A rank
+that is lost, or whose device failed, leaves no outcome: then all go on from the last checkpoint (pretrain.restarts).
 """
 
 import json
+import math
 import os
 import signal
 import sys
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,14 +28,33 @@ from typing import Any
 from . import elastic, progress
 from .artifacts import NO_SPACE, canonical, write_atomic
 from .errors import DiskFullError, InterruptedRun, MaskmillError, MemoryExhausted
-from .launch import OUTCOME, STOP
+from .launch import OUTCOME, STOP, kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RANKS = "WORLD_SIZE"
 """Set by torchrun."""
+FLIGHT = 20.0
+"""Seconds that a checkpoint in writing gets where training has failed."""
+
+LOOK = 1.0
+"""Seconds between two looks at the marker of the process that started the ranks."""
 
 _signals: list[int] = []
 """Signals received so far."""
+
+
+class Stop:
+    """The signal that asks this rank to stop, 0 for none: heard by itself, or by the process that started it all."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker, self.looked = marker, -math.inf
+
+    def __call__(self) -> int:
+        if not _signals and time.monotonic() - self.looked >= LOOK:
+            self.looked = time.monotonic()
+            with suppress(OSError, ValueError):
+                return int(self.marker.read_text())
+        return _signals[0] if _signals else 0
 
 
 def _on_signal(number: int, _: FrameType | None) -> None:
@@ -54,16 +79,45 @@ def main(path: Path) -> int:
         explained = _explained(error)
         if explained is None:
             traceback.print_exc()
-        if several and (explained is None or _lost_peer(error)):
-            return 1
-        status = explained.exit_code if explained else 1
-        said = {"message": str(explained or f"pretrain: {type(error).__name__}: {error}")}
+        if several and _worth_a_restart(error):
+            return _leave_at_once(_recorded(error))
+        status = explained.exit_code if explained else MaskmillError.exit_code
+        said = {"message": str(explained or _bug(error, path.parent))}
     if said is not None:
         try:
             write_atomic(outcome, canonical({**said, "status": status}))
         except OSError as error:  # a full disk: the status alone must do
-            return status or (DiskFullError.exit_code if error.errno in NO_SPACE else 1)
+            status = status or (DiskFullError.exit_code if error.errno in NO_SPACE else MaskmillError.exit_code)
+    if several and status not in (0, InterruptedRun.exit_code):
+        return _leave_at_once(status)
     return 0 if several else status
+
+
+def _bug(error: Exception, scratch: Path) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")[:300]
+    return f"pretrain: {type(error).__name__}: {first}; run again with --debug, it goes on from {kept(scratch)}."
+
+
+def _worth_a_restart(error: Exception) -> bool:
+    """Is a peer or the device gone, or may they be? What a compiler or Python says comes again with each start."""
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    return _lost_peer(error) or (isinstance(error, RuntimeError) and _explained(error) is None and not compiler)
+
+
+def _recorded(error: Exception) -> int:
+    """Leaves the error for torchrun, for the case that all restarts are used up; the status of one that is lost."""
+    if _lost_peer(error):
+        return InterruptedRun.exit_code
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    return MaskmillError.exit_code
+
+
+def _leave_at_once(status: int) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def _over(outcome: Path) -> bool:
@@ -71,9 +125,14 @@ def _over(outcome: Path) -> bool:
 
     torchrun also stops its ranks by a signal where their number changes: then they are to go on.
     """
-    if not outcome.exists():
+    try:
+        status = json.loads(outcome.read_bytes())["status"]
+    except FileNotFoundError:
         return False
-    return json.loads(outcome.read_bytes())["status"] != InterruptedRun.exit_code or outcome.with_name(STOP).exists()
+    if status != InterruptedRun.exit_code or outcome.with_name(STOP).exists():
+        return True
+    outcome.unlink(missing_ok=True)
+    return False
 
 
 def run(job: dict[str, Any], several: bool) -> dict[str, Any] | None:
@@ -94,11 +153,13 @@ def run(job: dict[str, Any], several: bool) -> dict[str, Any] | None:
     if config["reduction"] == "exact" and config["device"] == "cuda":
         torch.use_deterministic_algorithms(True)
     ranks = Ranks.join(config["device"], job["rank_timeout"])
-    training = Training(job, ranks, lambda: _signals[0] if _signals else 0)
-    if job["profile"]:
-        said = looping.profile(training, job["profile"])
-    else:
-        said = looping.train(training)
+    training = Training(job, ranks, Stop(Path(job["scratch"], STOP)))
+    try:
+        said = looping.profile(training, job["profile"]) if job["profile"] else looping.train(training)
+    except Exception:
+        if training.keeper:
+            training.keeper.settle(FLIGHT)
+        raise
     ranks.leave()
     return said if ranks.first else None
 

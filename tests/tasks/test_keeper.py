@@ -70,6 +70,24 @@ def test_begin_returns_before_the_file_is_there_and_a_second_one_waits_for_the_f
     assert keeper.poll() and checkpoint.steps(tmp_path) == [5, 10] and keeper.spent.checkpoints == 2
 
 
+def test_one_in_flight_is_waited_for_where_training_has_failed_but_not_for_ever(tmp_path, monkeypatch):
+    gate, real = threading.Event(), tensor_file.write
+    monkeypatch.setattr(checkpoint, "write", lambda *one: (gate.wait(20), real(*one)))
+    keeper = Keeper(tmp_path)
+    keeper.settle(0.0)
+    keeper.begin(5, tensors(5), {})
+    keeper.settle(0.05)
+    assert checkpoint.steps(tmp_path) == []
+    gate.set()
+    keeper.settle(20)
+    assert checkpoint.steps(tmp_path) == [5]
+    monkeypatch.setattr(checkpoint, "write", lambda *one: 1 / 0)
+    keeper.begin(10, tensors(10), {})
+    keeper.settle(20)
+    with pytest.raises(ZeroDivisionError):
+        keeper.close()
+
+
 def test_what_the_state_speaks_of_is_on_the_disk_before_the_receipt(tmp_path):
     seen = []
     with Keeper(tmp_path, before_receipt=lambda: seen.append(files(tmp_path))) as keeper:

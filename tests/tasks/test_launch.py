@@ -9,11 +9,12 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tasks import elastic, launch
-from tasks.errors import InterruptedRun, MaskmillError
+from tasks import elastic, launch, trainer
+from tasks.errors import DataError, InterruptedRun, MaskmillError
 from tests.tasks.test_pretrain import TINY, at_step, trained
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,70 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint(tmp_path):
 
     with pytest.raises(InterruptedRun, match="stopped by SIGTERM after step"):
         trained(tmp_path, replace(TINY, steps=100_000), at_step(6, stop))
+
+
+def test_a_signal_that_torchrun_loses_is_heard_all_the_same(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 0.5, 1.0, 1.0])
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trainer, "_signals", [])
+    stop = trainer.Stop(tmp_path / launch.STOP)
+    assert stop() == 0
+    (tmp_path / launch.STOP).write_text("10")
+    assert (stop(), stop()) == (0, signal.SIGUSR1)
+    monkeypatch.setattr(trainer, "_signals", [15])
+    assert stop() == 15
+
+
+def failures(*given):
+    """(exit code, seconds, message) of each rank."""
+    return [SimpleNamespace(exitcode=code, timestamp=at, message=message) for code, at, message in given]
+
+
+FILE = {"message": "RuntimeError: NaN in the device\nand more"}
+
+
+@pytest.mark.parametrize(
+    ("given", "restarts", "status", "words"),
+    [
+        ([(-signal.SIGTERM, 5, ""), (-signal.SIGTERM, 5, "")], 3, 75, "stopped or lost each other"),
+        ([(75, 5, ""), (-signal.SIGUSR1, 5, "")], 3, 75, "stopped or lost each other"),
+        ([(75, 5, ""), (-signal.SIGKILL, 36, "")], 3, 75, "lost each other"),  # torchrun killed the one that waited
+        ([(-signal.SIGKILL, 5, ""), (75, 5, "")], 3, 71, "most likely by the kernel for want of memory"),
+        ([(-signal.SIGKILL, 5, ""), (75, 5, "")], 0, 75, "by hand, or by the kernel"),
+        ([(75, 5, ""), (-signal.SIGSEGV, 5, "Signal 11")], 3, 1, "died of signal 11"),
+        ([(1, 7, ""), (1, 5, FILE), (75, 4, "")], 3, 1, r"failed \(RuntimeError: NaN in the device\)"),
+        ([(3, 7, "")], 3, 1, "ended with status 3"),
+    ],
+)
+def test_restarts_that_are_used_up_are_what_the_last_attempt_failed_of(given, restarts, status, words):
+    error = elastic.used_up(failures(*given), restarts, "the checkpoint after step 12")
+    assert error.exit_code == status
+    with pytest.raises(type(error), match=words):
+        raise error
+    assert str(error).endswith(
+        f"and pretrain.restarts ({restarts}) are used up; run again to go on from the checkpoint after step 12."
+    )
+
+
+def test_what_a_rank_said_goes_before_what_torchrun_says(tmp_path):
+    job = tmp_path / launch.JOB
+    elastic._leave(job, MaskmillError("of torchrun"))
+    with pytest.raises(MaskmillError, match="of torchrun"):
+        launch.outcome(tmp_path, 1)
+    (tmp_path / launch.OUTCOME).write_text(json.dumps({"status": 65, "message": "of a rank"}))
+    elastic._leave(job, MaskmillError("of torchrun"))
+    with pytest.raises(DataError, match="of a rank"):
+        launch.outcome(tmp_path, 1)
+
+
+def test_an_interruption_of_before_is_forgotten_where_ranks_go_on_after_all(tmp_path):
+    outcome = tmp_path / launch.OUTCOME
+    assert not trainer._over(outcome)
+    outcome.write_text(json.dumps({"status": 75}))
+    (tmp_path / launch.STOP).touch()
+    assert trainer._over(outcome) and outcome.exists()
+    (tmp_path / launch.STOP).unlink()
+    assert not trainer._over(outcome) and not outcome.exists()
 
 
 @pytest.mark.slow

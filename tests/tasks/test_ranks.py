@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tasks import launch
+from tasks import choices, launch
 from tasks.artifacts import Store
 from tasks.batches import training_batch
-from tasks.errors import DataError, DiskFullError, InterruptedRun
+from tasks.errors import DataError, DiskFullError, InterruptedRun, MaskmillError, MemoryExhausted
 from tasks.pretrain import pretrain
 from tasks.ranks import Ranks
 from tests.tasks import handmade, several_ranks
-from tests.tasks.test_pretrain import TINY, trained
+from tests.tasks.test_pretrain import TINY, partial, trained
 from tests.tasks.test_training import begun
 
 TWO = replace(TINY, devices="2", steps=12, checkpoint_every=4, log_every=2, validation_every=6)
@@ -142,6 +143,54 @@ def test_why_a_rank_ends_is_told_and_torchrun_does_not_try_again(tmp_path, capfd
     assert capfd.readouterr().err.count("train-00000") <= 2  # by each rank once at most
 
 
+@pytest.mark.parametrize(
+    ("rank", "how", "error", "words", "attempts"),
+    [
+        (1, "TypeError", MaskmillError, r"TypeError: a bug of ours; .* goes on from the checkpoint after step 4\.$", 1),
+        pytest.param(0, "memory", MemoryExhausted, "smaller pretrain.micro_tokens", 1, marks=pytest.mark.slow),
+        pytest.param(1, "compiler", MaskmillError, "no code for this operation; ", 1, marks=pytest.mark.slow),
+        pytest.param(
+            1,
+            "device",
+            MaskmillError,
+            r"a rank failed \(AcceleratorError: CUDA error: unspecified launch failure\), and pretrain\.restarts \(1\) "
+            r"are used up; run again to go on from the checkpoint after step 4\.$",
+            2,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(1, "kill", MemoryExhausted, "killed .*want of memory", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_fails_in_a_step_ends_the_others_within_seconds(
+    two_ranks, tmp_path, monkeypatch, capfd, rank, how, error, words, attempts
+):
+    """Not after pretrain.rank_timeout, for which the others would wait. And what failed can be gone on with."""
+    command = launch.command
+
+    def failing(job, config):
+        return [word.replace("tasks.trainer", "tests.tasks.failing_trainer") for word in command(job, config)]
+
+    config = replace(TWO, restarts=1, rank_timeout=300.0)
+    monkeypatch.setenv("FAIL", json.dumps({"rank": rank, "step": 6, "error": how}))
+    monkeypatch.setattr(launch, "command", failing)
+    ended = []
+    monkeypatch.setattr(launch, "outcome", lambda *given, call=launch.outcome: ended.append(failed()) or call(*given))
+
+    def failed():
+        return capfd.readouterr().err.count(" fails\n"), time.monotonic()
+
+    began = time.monotonic()
+    with pytest.raises(error, match=words) as caught:
+        trained(tmp_path, config)
+    assert type(caught.value) is error and ended[0][0] == attempts
+    assert ended[0][1] - began < 60
+    assert not ranks_of() and launch.kept(partial(tmp_path) / ".scratch").endswith("after step 4")
+    if attempts == 1 and rank == 1:
+        monkeypatch.setattr(launch, "command", command)
+        again = trained(tmp_path, config)
+        assert again.digest == two_ranks.digest and again.measured()["resumed_at_steps"] == [4]
+
+
 def test_a_full_disk_of_the_first_rank_ends_all(tmp_path):
     store = Store(tmp_path)
     vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
@@ -233,3 +282,32 @@ def uneven(folder):
 
 def test_ranks_that_have_uneven_counts_or_none_have_the_gradient_of_one_process(tmp_path):
     several_ranks.run(uneven, tmp_path)
+
+
+def too_little_memory(folder):
+    """For all rows at once: all ranks then take half of them. One that comes alone to `together` learns that it is."""
+    ranks = Ranks(torch.device("cpu"), dist.get_rank(), dist.get_world_size())
+    run = begun(folder / str(ranks.rank), replace(TINY, micro_tokens=0), ranks=ranks)
+    backward, tried = run.gradients._backward, []
+
+    def failing(gradients, micro, count, watch):
+        tried.append(len(micro.tokens_BL))
+        if tried[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward.__func__(gradients, micro, count, watch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(run.gradients), "_backward", failing)
+        patch.setattr(torch.cuda, "empty_cache", lambda: None)
+        assert choices._that_fits(run, choices.Chosen()).micro_tokens == 4 * 32
+        assert tried[0] == 8 and set(tried[1:]) == {4}
+        began = time.monotonic()
+        assert ranks.together(60)
+        if ranks.rank:
+            assert not ranks.together(0.1)
+        dist.barrier()
+    assert time.monotonic() - began < 30
+
+
+def test_ranks_that_all_lack_memory_take_fewer_rows_and_one_that_fails_alone_knows_it(tmp_path):
+    several_ranks.run(too_little_memory, tmp_path)
