@@ -23,35 +23,38 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import attend
 from .errors import DataError, UsageError
+from .pretrain_config import PretrainConfig
 from .sublayers import AttentionHalf, MlpHalf, turns
 from .tiles import Segments as Segments  # how callers describe packed rows
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
+    """Sizes of a model. What it may leave out is as in pretrain's settings."""
+
     vocabulary_size: int
     """Tokens in the vocabulary, V."""
     length: int
     """Positions in a row at most, L."""
-    layers: int = 4
+    layers: int
     """Blocks of attention and mlp."""
-    width: int = 128
+    width: int
     """Width of the residual stream, D."""
-    heads: int = 2
+    heads: int
     """Attention heads, H; each is D / H wide, an even number."""
-    intermediate: int = 256
+    intermediate: int
     """Width inside the mlp, F."""
-    global_every: int = 3
+    global_every: int = PretrainConfig.global_every
     """Layers 0, n, 2n, … attend to the whole segment, the others to a window."""
-    window: int = 128
+    window: int = PretrainConfig.window
     """A local layer sees positions at a distance of at most window // 2."""
-    rope_global: float = 160_000.0
+    rope_global: float = PretrainConfig.rope_global
     """Base of the rotary frequencies in global layers."""
-    rope_local: float = 10_000.0
+    rope_local: float = PretrainConfig.rope_local
     """Base of the rotary frequencies in local layers."""
-    norm_eps: float = 1e-5
+    norm_eps: float = PretrainConfig.norm_eps
     """Added to the variance in every norm."""
-    dropout: float = 0.0
+    dropout: float = PretrainConfig.dropout
     """Share of values dropped in training: of the embedding, the attention weights, and in attention and mlp."""
     pad_id: int = 0
     """Token id of [PAD]."""

@@ -16,6 +16,8 @@ from torch import Tensor
 from tasks import attention, encoder, stock, tiles
 from tasks.encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise, unigram_bias
 from tasks.errors import DataError, UsageError
+from tasks.pretrain_config import PretrainConfig
+from tasks.sizes import DIMENSIONS
 from tasks.stock import encoder_config, from_stock, load_stock, save_stock, stock_config, to_stock
 
 LENGTH = 40
@@ -310,3 +312,10 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         near = ours(random_model(), tokens_BL, ids_BL).float()
     assert (near - exact).norm() < 0.03 * exact.norm()
+
+
+def test_what_a_model_leaves_out_is_as_in_the_settings_of_pretrain():
+    mine = {one.name: one.default for one in dataclasses.fields(EncoderConfig)}
+    settings = {one.name: one.default for one in dataclasses.fields(PretrainConfig) if one.name in mine}
+    sizes = dict.fromkeys(DIMENSIONS, dataclasses.MISSING)  # those of no size in particular
+    assert {name: mine[name] for name in settings} == settings | sizes and len(settings) == 10
