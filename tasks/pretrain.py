@@ -14,7 +14,7 @@ from typing import Any
 from . import launch
 from .artifacts import Built, Identity, Manifest, Store, Workspace, check_parent, digest_of
 from .errors import UsageError
-from .hardware import compute_dtype, device_count, device_kind, thread_count
+from .hardware import compute_dtype, device_count, device_kind
 from .journal import SPOOL
 from .pace import BatchWarmup, Pace
 from .pretrain_config import NOT_IDENTITY, PretrainConfig, fork_parts
@@ -65,7 +65,7 @@ def _resolved(config: PretrainConfig, fork: Manifest | None) -> dict[str, Any]:
     settings |= {
         "device": device,
         "dtype": compute_dtype(device, config.dtype),
-        "threads": _threads(config, device),
+        "threads": config.threads_of(device, ranks=1),  # of how many there are, the key knows nothing
         "fork": _fork_step(config, fork),
     }
     if config.minutes:
@@ -97,15 +97,6 @@ def _fork_step(config: PretrainConfig, fork: Manifest | None) -> int:
     """The step in pretrain.fork; 0 for the last one, also where that is written out. The run is said by its digest."""
     step = fork_parts(config.fork)[1]
     return 0 if fork and step == max(_stable(fork), default=0) else step
-
-
-def _threads(config: PretrainConfig, device: str) -> int:
-    """Threads of a rank: sums are split by thread. On a CUDA device they are no matter."""
-    if device == "cuda":
-        return 1
-    if config.reduction == "exact":
-        return 1
-    return config.threads or max(1, thread_count(0) // config.ranks_here(device))
 
 
 def pretrain(
@@ -247,7 +238,8 @@ def job_of(
     device = settings["device"]
     of_run = {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
     inputs = {"vocabulary": vocabulary.digest, "fork": fork.digest if fork else ""}
-    settings |= {"devices": config.ranks_here(device), "torchrun": config.several(device)}
+    ranks = config.ranks_here(device)
+    settings |= {"devices": ranks, "torchrun": config.several(device), "threads": config.threads_of(device, ranks)}
     return {
         "folder": str(folder.absolute()),
         "scratch": str(scratch.absolute()),

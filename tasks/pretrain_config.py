@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 
 from .errors import UsageError
 from .guards import GuardsConfig
-from .hardware import device_count
+from .hardware import device_count, thread_count
 from .pace import BatchWarmup, Lengths, Pace, check_row
 from .rates import MaskRates
 from .sizes import dimensions
@@ -115,7 +115,9 @@ class PretrainConfig:
     dtype: str = "auto"
     """auto, bfloat16 or float32: type of the matrix products. Weights and sums stay float32."""
     threads: int = 0
-    """CPU threads of a rank; 0 takes its share of the cores. Part of the identity: sums are split by thread."""
+    """CPU threads of a rank; 0 shares the cores that this process may use out among the ranks of this machine. Part of
+    the identity, since sums are split by thread: 0 counts there as all these cores, however many devices there are, so
+    that a run goes on where that number changes. For the same key on another machine, write a number."""
     compile: str = "auto"
     """torch.compile: on, off, or auto, which measures where the run is long enough to pay for it."""
     recompute: bool = False
@@ -228,6 +230,12 @@ class PretrainConfig:
                         f"pretrain.logical_shards is {self.logical_shards}, and a step has {rows} rows of {one}; use a "
                         "number that divides them, so that all shards have one shape."
                     )
+
+    def threads_of(self, device: str, ranks: int) -> int:
+        """CPU threads of each of the ranks on this machine; for a CUDA device they are no matter."""
+        if device == "cuda" or self.reduction == "exact":
+            return 1
+        return self.threads or max(1, thread_count() // ranks)
 
     def ranks_here(self, device: str) -> int:
         """Ranks on this machine, for cpu or cuda."""

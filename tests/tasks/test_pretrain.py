@@ -307,6 +307,19 @@ def test_the_identity_holds_the_hardware_and_the_seed_but_not_when_checkpoints_a
     assert identity(TINY, "w", "s").key != base.key != identity(TINY, "v", "t").key
 
 
+def test_a_run_without_a_number_of_threads_goes_on_where_the_number_of_devices_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    store = Store(tmp_path)
+    inputs = handmade.vocabulary(store), [handmade.shards(store)], tmp_path, tmp_path, None
+    jobs = [job_of(replace(TINY, threads=0, devices=devices), *inputs) for devices in ("1", "2", "3", "16")]
+    assert [job["config"]["threads"] for job in jobs] == [8, 4, 2, 1]
+    assert len({job["run"] for job in jobs}) == 1
+    keys = {identity(replace(TINY, threads=0, devices=devices), "v", "s").key for devices in ("1", "2", "16")}
+    assert keys == {identity(replace(TINY, threads=8), "v", "s").key}
+    exact = replace(TINY, threads=0, reduction="exact", micro_tokens=0)
+    assert job_of(exact, *inputs)["config"]["threads"] == identity(exact, "v", "s").config["threads"] == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
