@@ -6,6 +6,7 @@ Every key of a recipe is a field of a stage's Config class, so the classes are t
 import dataclasses
 import difflib
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ RENAMED = {
     "pretrain.micro_rows": "pretrain.micro_tokens (rows times shards.length)",
 }
 """Keys of before -> what to write."""
+LONGEST = 60
+"""Characters of a value in a message."""
 Path_ = tuple[str, ...]
 
 
@@ -228,8 +231,9 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
         raise UsageError(
             "A source has a name that is not UTF-8; rename that file or folder, or give the folder above it."
         ) from None
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{origin(())}: a recipe holds text, numbers, lists and mappings only ({error}).") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        key, what = next(_no_values(data), ((), f"a recipe holds text, numbers, lists and mappings only ({error})"))
+        raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}.") from None
     try:
         recipe: Recipe = _adapter().validate_json(text)[0]
     except ValidationError as error:
@@ -239,19 +243,56 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
             raise UsageError(f"{origin(key)}: {_unknown(key)}") from None
         if first["type"] == "missing":
             raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
-        what = first["msg"].removeprefix("Value error, ")
-        what = what.replace("Input should be an object", "this is a group of settings, so keys belong below it")
-        what = what.replace("Input should be a valid array", f"this is a list, such as [{first['input']}]")
-        if first["type"] == "string_type" and isinstance(first["input"], bool):
-            what += " (true and false are no text; quote them where they are meant as words)"
-        got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
-        raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}{got}.") from None
+        raise UsageError(f"{origin(key)}: {'.'.join(key)}: {_expected(first)}.") from None
     except MaskmillError as error:
         raise UsageError(f"{origin((), str(error))}: {error}") from None
     for key, value in leaves(data):
         if isinstance(value, bool) and not isinstance(_at(recipe, key), bool):  # pydantic would read `yes` as 1
-            raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {value}.")
+            raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {_shown(value)}.")
     return recipe
+
+
+EXPECTED = {
+    "int": "a whole number is expected",
+    "float": "a number is expected",
+    "string": "a text or a number is expected",
+    "bool": "true or false is expected",
+    "tuple": "a list is expected",
+    "dataclass": "this is a group of settings, so keys belong below it",
+}
+"""How pydantic's names of what is wrong begin -> what to say."""
+
+
+def _expected(wrong: Any) -> str:
+    """What pydantic found wrong with a value, in words: what is expected, and what was given."""
+    kind, given = wrong["type"].partition("_")[0], wrong["input"]
+    expected = EXPECTED.get(kind, wrong["msg"].removeprefix("Value error, ").replace("Input should be", "use"))
+    if kind == "tuple" and isinstance(given, str | int | float):
+        expected += f", such as {_shown([given])}"
+    if kind == "string" and isinstance(given, bool):
+        expected += " (true and false are no text; quote them where they are meant as words)"
+    return f"{expected}, not {_shown(given)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as one writes it in a recipe, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+    text = repr(value) if isinstance(value, str) else text.removesuffix("...\n").strip()
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _no_values(value: Any, key: Path_ = ()) -> Iterator[tuple[Path_, str]]:
+    """(key, what is wrong) for what YAML knows and a recipe does not: dates, infinity, keys that are no text."""
+    if isinstance(value, Mapping | list):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _no_values(inner, (*key, str(name)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key, f"a finite number is expected, not {_shown(value)}"
+    elif not isinstance(value, str | int | float | None):
+        yield (
+            key,
+            f"a text, a number or a list is expected, not a {type(value).__name__}; quote what is meant as a text",
+        )
 
 
 def leaves(data: Mapping[str, Any], above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from . import tracking
 from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, load, write_atomic
 from .card import card, lineage
-from .errors import DataError
+from .errors import DataError, UsageError
 from .progress import say
 from .versions import (
     CHALLENGER,
@@ -63,7 +63,10 @@ class RegisterConfig:
     """Letters, digits, and _ . - after the first character."""
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        try:
+            check_name(self.name)
+        except UsageError as error:
+            raise UsageError(f"register.name: {error}") from None
 
 
 def identity(

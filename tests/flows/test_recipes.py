@@ -80,9 +80,9 @@ def test_a_setting_in_the_wrong_place_is_named_in_its_right_one(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("pretrain: {steps: many}", "pretrain.steps: .*integer.*many"),
-        ("pretrain: {steps: true}", "pretrain.steps: a number or a text is expected, not True"),
-        ("pretrain: {steps: yes}", "pretrain.steps: .*integer.*'yes'"),
+        ("pretrain: {steps: many}", "pretrain.steps: a whole number is expected, not 'many'"),
+        ("pretrain: {steps: true}", "pretrain.steps: a number or a text is expected, not true"),
+        ("pretrain: {steps: yes}", "pretrain.steps: a whole number .*'yes'"),
         ("pretrain: {minutes: nan}", "pretrain.minutes is nan; use 0 or more"),
         ("pretrain: 3", "pretrain: this is a group of settings.*not 3"),
         ("pretrain: [1, 2]", "pretrain: this is a group of settings"),
@@ -97,8 +97,8 @@ def test_a_setting_in_the_wrong_place_is_named_in_its_right_one(tmp_path: Path) 
         ("pretrain: {rows_per_step: 64}", r"unknown key pretrain.rows_per_step; it is pretrain.batch_tokens"),
         ("a: [", "line 1: this is not YAML"),
         ("- a", "a recipe is a mapping"),
-        ("pretrain: {learning_rate: .nan}", "mine.yaml"),
-        ("pretrain: {steps: 2026-11-24}", "mine.yaml"),
+        ("pretrain: {learning_rate: .nan}", "pretrain.learning_rate: a finite number is expected, not .nan"),
+        ("pretrain: {steps: 2026-11-24}", "pretrain.steps: .*, not a date; quote"),
         ("!!python/object/apply:os.system ['true']", "mine.yaml"),
     ],
 )
@@ -108,6 +108,45 @@ def test_a_bad_value_is_named_with_its_file_and_key(tmp_path: Path, text: str, s
     with pytest.raises(UsageError, match=says) as caught:
         recipes.load(str(path), sources=[str(tmp_path)])
     assert str(path) in str(caught.value)
+
+
+WRONG = ["null", "two", "-2.5", "true", "[[1], null]", "{a: 1}", "[{a: 1}]", ".inf", "2026-11-24", "''"]
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_value_of_the_wrong_kind_is_refused_in_our_words(value: str) -> None:
+    for key in (("pretrain",), ("corpus",), ("pretrain", "lengths"), *SETTINGS):
+        override = f"{'.'.join(key)}={value}"
+        try:
+            recipes.load("quickstart", overrides=[override])
+        except UsageError as error:
+            told = str(error).removeprefix(f"--set {override}: ")
+            assert len(told) < len(str(error)) and key[-1] in told, error
+            for words in ("Input should", "unable to", " valid ", "None", "True", "JSON", "Value error"):
+                assert words not in told, error
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("pretrain.layers=two", "a whole number is expected, not 'two'"),
+        ("pretrain.layers=2.5", "a whole number is expected, not 2.5"),
+        ("pretrain.layers=", "a whole number is expected, not null"),
+        ("pretrain.lengths=5", "this is a group of settings, so keys belong below it, not 5"),
+        ("pretrain.lengths.at=[[1]]", "a text or a number is expected, not [1]"),
+        ("pretrain.isolate=maybe", "true or false is expected, not 'maybe'"),
+        ("pretrain.learning_rate=[1]", "a number is expected, not [1]"),
+        ("evaluate.rates=0.15", "a list is expected, such as [0.15], not 0.15"),
+        ("evaluate.rates=null", "a list is expected, not null"),
+        ("runner=null", "use 'processes', 'dask' or 'ray', not null"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_says_what_is_expected_and_what_was_given(override: str, words: str) -> None:
+    key = override.partition("=")[0]
+    entry = ".0" if key.endswith("lengths.at") else ""
+    with pytest.raises(UsageError) as caught:
+        recipes.load("quickstart", overrides=[override])
+    assert str(caught.value) == f"--set {override}: {key}{entry}: {words}."
 
 
 def test_a_misspelt_key_of_a_source_is_named(tmp_path: Path) -> None:
@@ -253,7 +292,7 @@ def test_inner_groups_are_set_key_by_key() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("corpus.cleaning.languages=en", r"corpus.cleaning.languages: this is a list, such as \[en\], not 'en'"),
+        ("corpus.cleaning.languages=en", r"corpus.cleaning.languages: a list is expected, such as \[en\], not 'en'"),
         ("corpus.cleaning.unicode=false", r"true and false are no text; quote them"),
         ("corpus.near_duplicates=false", r"this is a group of settings"),
         ("corpus.near_duplicates.bands=100000", r"corpus.near_duplicates.bands is 100000; it must be from 1 to 256"),

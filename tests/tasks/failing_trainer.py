@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def fail(rank: int, step: int, error: str) -> None:
 
     def failing(self: Gradients, *arguments: Any) -> Any:
         if (self.ranks.rank, at[0]) == (rank, step):
-            print(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')} fails", file=sys.stderr)
+            print(f"fails at {time.time()}", file=sys.stderr, flush=True)
             if error == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise error_of(error)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -177,13 +178,14 @@ def test_a_rank_that_fails_in_a_step_ends_the_others_within_seconds(
     monkeypatch.setattr(launch, "outcome", lambda *given, call=launch.outcome: ended.append(failed()) or call(*given))
 
     def failed():
-        return capfd.readouterr().err.count(" fails\n"), time.monotonic()
+        return [float(one) for one in re.findall(r"fails at ([\d.]+)", capfd.readouterr().err)], time.time()
 
-    began = time.monotonic()
     with pytest.raises(error, match=words) as caught:
         trained(tmp_path, config)
-    assert type(caught.value) is error and ended[0][0] == attempts
-    assert ended[0][1] - began < 60
+    ((failures, end),) = ended
+    assert type(caught.value) is error and len(failures) == attempts
+    assert end - failures[-1] < 100  # 3 on a quiet machine; a second attempt has to be started first
+    print(f"the last rank had ended {end - failures[-1]:.1f} s after the failure")
     assert not ranks_of() and launch.kept(partial(tmp_path) / ".scratch").endswith("after step 4")
     if attempts == 1 and rank == 1:
         monkeypatch.setattr(launch, "command", command)
