@@ -19,7 +19,7 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,33 +54,6 @@ def steps(folder: Path) -> list[int]:
 
 
 # Writing.
-
-
-def save(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], keep: int = 2, regular: bool = True
-) -> Path:
-    """Write the checkpoint of a step and wait for it; then `prune`. What `Keeper.begin` does in a thread.
-
-    Raises what `store` raises.
-    """
-    image = Image()
-    image.fill(tensors)
-    path = store(folder, step, image, state, regular)
-    prune(folder, step, keep)
-    return path
-
-
-def publish(folder: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write a stable checkpoint into `folder`/stable; its bytes are a function of the arguments alone.
-
-    Args:
-        folder: of the model.
-        state: without clock, host or resumes: the bytes go into the model's digest.
-    Raises what `store` raises.
-    """
-    image = Image()
-    image.fill(tensors)
-    return store(folder / STABLE, step, image, state)
 
 
 def store(

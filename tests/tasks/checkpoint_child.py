@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from tasks import checkpoint
 from tasks.journal import Journal
 from tasks.keeper import Keeper, Stable
+from tasks.tensor_file import Image
 
 DIED = 99
 STEPS = (5, 10, 12)
@@ -28,6 +31,15 @@ STEPS = (5, 10, 12)
 def tensors(step: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     return {"model/a": torch.randn(7, 3, generator=generator), "optimizer/adamw/a/step": torch.tensor(float(step))}
+
+
+def save(folder: Path, step: int, given: dict[str, torch.Tensor], state: dict[str, Any]) -> Path:
+    """What a Keeper does, without its thread."""
+    image = Image()
+    image.fill(given)
+    path = checkpoint.store(folder, step, image, state)
+    checkpoint.prune(folder, step)
+    return path
 
 
 @contextmanager

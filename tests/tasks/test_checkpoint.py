@@ -10,11 +10,7 @@ import torch
 from tasks import checkpoint
 from tasks.artifacts import canonical
 from tasks.errors import DiskFullError
-
-
-def tensors(step):
-    generator = torch.Generator().manual_seed(step)
-    return {"model/a": torch.randn(7, 3, generator=generator), "optimizer/adamw/a/step": torch.tensor(float(step))}
+from tests.tasks.checkpoint_child import save, tensors
 
 
 def accept(state):
@@ -23,7 +19,7 @@ def accept(state):
 
 def saved(folder, *steps):
     for step in steps:
-        checkpoint.save(folder, step, tensors(step), {"tokens": step * 10})
+        save(folder, step, tensors(step), {"tokens": step * 10})
     return folder
 
 

@@ -17,7 +17,7 @@ from tasks import checkpoint, tensor_file
 from tasks.errors import DataError, DiskFullError
 from tasks.journal import Journal
 from tasks.keeper import Keeper, Stable
-from tests.tasks.checkpoint_child import DIED, STEPS, sequence, tensors, watched
+from tests.tasks.checkpoint_child import DIED, STEPS, save, sequence, tensors, watched
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def test_what_is_kept_is_of_the_moment_of_begin_and_the_bytes_are_those_of_a_pla
         state["resumed"].append(3)
     found, findings = checkpoint.newest(tmp_path / "a", accept)
     assert findings == [] and is_of(found) and found.state == {"tokens": 50, "resumed": []}
-    checkpoint.save(tmp_path / "b", 5, tensors(5), {"tokens": 50, "resumed": []})
+    save(tmp_path / "b", 5, tensors(5), {"tokens": 50, "resumed": []})
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert all(
         (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files(tmp_path / "a")
@@ -136,12 +136,12 @@ def test_what_is_written_last_is_the_newest_and_what_was_of_later_steps_goes(tmp
         assert checkpoint.steps(tmp_path) == [10, 12]
         keeper.begin(11, tensors(11), {}, regular=False)
     assert checkpoint.steps(tmp_path) == [10, 11]
-    checkpoint.save(tmp_path, 7, tensors(7), {})  # and without it, what was written last is still there
+    save(tmp_path, 7, tensors(7), {})  # and without it, what was written last is still there
     assert checkpoint.steps(tmp_path) == [7]
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
-    checkpoint.save(tmp_path, 5, tensors(5), {})
+    save(tmp_path, 5, tensors(5), {})
     for name in (
         "step-000000010.safetensors",
         "step-000000011.safetensors.tmp",
@@ -161,20 +161,20 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
 def test_a_stable_checkpoint_is_a_function_of_tensors_and_state(tmp_path):
     with Keeper(tmp_path / "run") as keeper:
         keeper.begin(5, tensors(5), {"seconds": 1.5}, stable=Stable(tmp_path / "one", {"tokens": 50}))
-    path = checkpoint.publish(tmp_path / "two", 5, tensors(5), {"tokens": 50})
+    path = save(tmp_path / "two" / checkpoint.STABLE, 5, tensors(5), {"tokens": 50})
     assert files(path.parent) == ["step-000000005.json", "step-000000005.safetensors"]
     for name in files(path.parent):
         assert (tmp_path / "one" / "stable" / name).read_bytes() == (path.parent / name).read_bytes()
     for one in (path, path.with_suffix(".json")):
         found = checkpoint.load_stable(one)
         assert is_of(found) and found.step == 5 and found.state == {"tokens": 50}
-    checkpoint.publish(tmp_path / "two", 5, tensors(5), {"tokens": 50})  # again, after a resume
+    save(tmp_path / "two" / checkpoint.STABLE, 5, tensors(5), {"tokens": 50})  # again, after a resume
     assert is_of(checkpoint.load_stable(path)) and len(files(path.parent)) == 2
 
 
 @pytest.mark.parametrize("name", ["step-000000005.safetensors", "step-000000005.json"])
 def test_a_damaged_or_missing_stable_checkpoint_is_refused_and_stays_where_it_is(tmp_path, name):
-    path = checkpoint.publish(tmp_path, 5, tensors(5), {})
+    path = save(tmp_path / checkpoint.STABLE, 5, tensors(5), {})
     data = bytearray((path.parent / name).read_bytes())
     data[len(data) // 2] ^= 1
     (path.parent / name).write_bytes(data)
@@ -360,9 +360,9 @@ def test_a_full_disk_at_every_change_is_raised_and_costs_no_checkpoint(memory, u
 
 def test_a_full_disk_at_a_second_writing_of_a_step_leaves_the_first(tmp_path):
     calls = []
-    checkpoint.save(tmp_path, 5, tensors(5), {"seconds": 1.0})
+    save(tmp_path, 5, tensors(5), {"seconds": 1.0})
     with watched(tmp_path, lambda call, path, _: calls.append(call)):
-        checkpoint.save(tmp_path, 5, tensors(5), {"seconds": 2.0})
+        save(tmp_path, 5, tensors(5), {"seconds": 2.0})
     for at in range(1, len(calls) + 1):
         left = iter(range(at - 1, -1, -1))
 
@@ -371,7 +371,7 @@ def test_a_full_disk_at_a_second_writing_of_a_step_leaves_the_first(tmp_path):
                 raise OSError(errno.ENOSPC, "No space left on device", path)
 
         with watched(tmp_path, fail), pytest.raises(DiskFullError):
-            checkpoint.save(tmp_path, 5, tensors(5), {"seconds": 3.0})
+            save(tmp_path, 5, tensors(5), {"seconds": 3.0})
         found, findings = checkpoint.newest(tmp_path, accept)
         assert findings == [] and found.step == 5 and is_of(found) and len(files(tmp_path)) == 2
 
