@@ -164,6 +164,11 @@ def compile_objective(objective: Objective) -> nn.Module:
     Measured on a CPU (6 x 256, V 8192, 4096 positions of L 128, bf16): 30 to 60 seconds at the first step, and then 7 %
     less time than with the gradients written by hand. It needs a C++ compiler there, and batches of up to 256
     positions: beyond, tiles have the shapes of a batch's segments, and the objective comes back as it is.
+
+    CUDA graphs (mode="reduce-overhead") would find the shapes they need: B, L, the slots of M and the power of two of
+    `bounds_S` stay the same. They are not used. The gradient of a step's first micro-batch stays in the graphs' own
+    memory, which the next one overwrites: a step of several fails, or comes out wrong without an error (pytorch issues
+    169545 and 96693). That leaves steps of one micro-batch, for which nothing was measured yet.
     """
     config = objective.model.config
     if next(objective.parameters()).device.type == "cpu" and config.length > ROWS_LENGTH:
