@@ -95,7 +95,9 @@ def main(path: Path) -> int:
 
 def _bug(error: Exception, scratch: Path) -> str:
     first = next(iter(str(error).strip().splitlines()), "")[:300]
-    return f"pretrain: {type(error).__name__}: {first}; run again with --debug, it goes on from {kept(scratch)}."
+    return (
+        f"pretrain: {type(error).__name__}: {first} (traceback above); the same command goes on from {kept(scratch)}."
+    )
 
 
 def _worth_a_restart(error: Exception) -> bool:
