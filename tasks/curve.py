@@ -2,14 +2,18 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
+
+STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (8, 3)), (0, (1, 4)))
+"""Of the level lines, in turn."""
 
 
 def draw(points: Sequence[Mapping[str, Any]], references: Mapping[str, float], rate: str) -> bytes:
     """A PNG of curve.jsonl's points.
 
     points      "tokens" and "train/loss"; "validation/masked_cross_entropy" where it was measured
-    references  label -> masked cross-entropy on the test split (unigram, untrained, champion), drawn as level lines
+    references  what is compared -> its masked cross-entropy on the test split, drawn as level lines
     rate        the mask rate of the shards, for the axis
     """
     import matplotlib
@@ -34,7 +38,7 @@ def draw(points: Sequence[Mapping[str, Any]], references: Mapping[str, float], r
             axes.plot(
                 *zip(*held_out, strict=True), "o-", color="tab:orange", markersize=4, linewidth=1, label="validation"
             )
-        for (label, level), style in zip(references.items(), ("--", ":", "-.")):
+        for (label, level), style in zip(references.items(), cycle(STYLES)):
             axes.axhline(level, color="0.35", linestyle=style, linewidth=1, label=f"{label} {level:.2f}")
         axes.set_xlabel("tokens trained on")
         axes.set_ylabel(f"nats per masked token (rate {rate})")

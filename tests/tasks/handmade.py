@@ -1,5 +1,6 @@
 """Manifests written by hand, so that a stage is tested without the ones before it. Shared by several test modules."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def shards(
 ) -> Manifest:
     """Shards of made-up text with the schema of the contract: each token follows from the one before it, mostly.
 
-    Rows hold one to three segments and a little padding; `rows` in train, a quarter each in validation and test.
+    Rows hold one to three segments, each a document of its own, and a little padding; `rows` in train, a quarter each
+    in validation and test.
     """
 
     def build(workspace: Workspace) -> Built:
@@ -119,7 +121,8 @@ def _write(
 ) -> None:
     length = tokens_RL.shape[1]
     record = pa.struct([("length", pa.uint16()), ("document", pa.uint32()), ("start", pa.uint32())])
-    segments = [[{"length": one, "document": 0, "start": 0} for one in row] for row in lengths]
+    number = itertools.count()
+    segments = [[{"length": one, "document": next(number), "start": 0} for one in row] for row in lengths]
     columns = {
         "tokens": pa.FixedSizeListArray.from_arrays(pa.array(tokens_RL.reshape(-1).astype(np.uint16)), length),
         "sequence": pa.array(ids.astype(np.uint64)),
