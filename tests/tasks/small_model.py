@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tasks.artifacts import Built, Identity, Manifest, Store, Workspace
@@ -16,7 +18,12 @@ TEXT = "the cat sat on the mat and the dog sat on the log"
 
 def corpus(store: Store) -> Manifest:
     def build(workspace: Workspace) -> Built:
-        counts = {"documents_kept": 3, "bytes_kept": 120, "rejected_short": 1, "rejected_duplicate": 0}
+        counts = {"documents_kept": 12, "bytes_kept": 600, "rejected_short": 1, "rejected_duplicate": 0}
+        texts = [f"{TEXT} number {number}" for number in range(12)]
+        split = ["train", "validation", "test"] * 4
+        table = pa.table({"text": texts, "split": split, "source": pa.array(["novels"] * 12)})
+        pq.write_table(table, workspace.folder / "documents-00000.parquet", write_page_checksum=True)
+        counts |= {f"documents_{name}": 4 for name in ("train", "validation", "test")}
         return Built(counts, {"sources": ["novels"]})
 
     return store.make(Identity("corpus", 1, {}, {}), build)[0]
