@@ -108,8 +108,9 @@ class Chain:
         if stage == "evaluate":
             self.tracker.metrics(page.manifest.facts["metrics"])
         self._done(part.name, page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
-        if "card.html" in page.manifest.files:
-            say(f"{part.name:<10}  its card: {page.manifest.path('card.html')}")
+        for name, what in (("card.html", "card"), ("report.html", "report")):
+            if name in page.manifest.files:
+                say(f"{part.name:<10}  its {what}: {page.manifest.path(name)}")
 
     def _inputs(self, part: plan.Part) -> dict[str, Manifest]:
         inputs = {name: self.manifests[name] for name in part.inputs}

@@ -82,7 +82,7 @@ def maskmill(
             rows = shard(mill, settings.shards, documents, words, pool=pool)
             shorter = [shard(mill, config, documents, words, pool=pool) for config in settings.shorter]
         weights = train(mill, settings.pretrain, words, rows, on_metrics=mill.metrics, shorter=shorter, fork=mill.fork)
-        report = score(mill, settings.evaluate, words, rows, weights, mill.champion())
+        report = score(mill, settings.evaluate, documents, words, rows, weights, mill.champion())
         publish(mill, settings.register, documents, words, rows, weights, report, **mill.links())
         return mill.finished()
 

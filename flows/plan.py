@@ -18,13 +18,14 @@ from flows.recipes import Recipe
 from tasks import adopted, artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
 from tasks.errors import DataError
+from tasks.evaluate_config import check_sets
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "corpus": (),
     "vocabulary": ("corpus",),
     "shards": ("corpus", "vocabulary"),
     "pretrain": ("vocabulary", "shards"),
-    "evaluate": ("vocabulary", "shards", "pretrain"),
+    "evaluate": ("corpus", "vocabulary", "shards", "pretrain"),
     "register": ("corpus", "vocabulary", "shards", "pretrain", "evaluate"),
 }
 """Stage -> the stages whose manifests it reads, in the order of its arguments."""
@@ -107,7 +108,7 @@ def identity_of(
     if part.stage == pretrain.STAGE:
         return pretrain.identity(part.config, inputs[0], inputs[1], inputs[2:], fork)
     if part.stage == evaluate.STAGE:
-        return evaluate.identity(part.config, inputs[0], inputs[1], inputs[2], champion)
+        return evaluate.identity(part.config, inputs[0], inputs[1], inputs[2], inputs[3], champion)
     return registry.identity(part.config, *inputs)
 
 
@@ -145,10 +146,11 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
 def refuse(recipe: Recipe, store: Store) -> Manifest | None:
     """What a stage would notice only after the ones before it. Returns the artifact that the run is forked from.
 
-    Raises UsageError for a runner that is not installed, a tokenizer or a run to be forked that does not exist, and
-    settings of pretrain with which no training could begin.
+    Raises UsageError for a runner that is not installed, a tokenizer or a run to be forked that does not exist,
+    settings of pretrain with which no training could begin, and an evaluation set that cannot be used.
     """
     runners.check(recipe.runner)
+    check_sets(recipe.evaluate)
     if recipe.vocabulary.tokenizer:
         adopted.find(recipe.vocabulary.tokenizer)
     fork = forks.find(recipe.pretrain.fork, store)

@@ -21,7 +21,7 @@ from flows import recipe_file, runners
 from flows.environment import CHECKOUT
 from tasks.corpus import CorpusConfig
 from tasks.errors import MaskmillError, UsageError
-from tasks.evaluate import EvaluateConfig
+from tasks.evaluate_config import FILES, SETS, EvaluateConfig
 from tasks.pretrain import PretrainConfig
 from tasks.registry import RegisterConfig
 from tasks.shards import ShardsConfig
@@ -31,6 +31,14 @@ from tasks.vocabulary import VocabularyConfig
 FOLDER = CHECKOUT / "deployments" / "recipes"
 SOURCES = ("sources", "evaluation_files")
 """The keys of corpus that list sources."""
+ENTRIES: dict[str, dict[str, Any]] = {
+    **{f"corpus.{name}": {"uri": "FILE"} for name in SOURCES},
+    "evaluate.minimal_pairs": {"name": "NAME", "files": ["FILE"]},
+    "evaluate.cloze": {"name": "NAME", "file": "FILE"},
+    "evaluate.classification": {"name": "NAME", "train": "FILE"},
+    "evaluate.tagging": {"name": "NAME", "train": "FILE"},
+}
+"""Keys that hold a list of groups of settings -> what each group needs at least."""
 RENAMED = {
     "pretrain.rows_per_step": "pretrain.batch_tokens (rows times shards.length)",
     "pretrain.micro_rows": "pretrain.micro_tokens (rows times shards.length)",
@@ -158,6 +166,7 @@ def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
     pretrain = data.get("pretrain")
     if isinstance(pretrain, dict) and isinstance(pretrain.get("fork"), str) and os.sep in pretrain["fork"]:
         pretrain["fork"] = _anchored(pretrain["fork"], folder)
+    _spell_out_evaluation(data.get("evaluate"), folder)
     corpus = data.get("corpus")
     for key in SOURCES:
         sources = corpus.get(key) if isinstance(corpus, dict) else None
@@ -167,6 +176,26 @@ def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
                 if isinstance(source, dict) and isinstance(source.get("uri"), str):
                     source["uri"] = _anchored(source["uri"], folder)
             corpus[key] = sources
+
+
+def _spell_out_evaluation(evaluate: Any, folder: Path) -> None:
+    """Files of evaluation sets: one may stand without a list, relative paths start at `folder`."""
+    for key in SETS if isinstance(evaluate, dict) else ():
+        entries = evaluate.get(key)
+        for entry in entries if isinstance(entries, list) else ():
+            for name in FILES if isinstance(entry, dict) else ():
+                if name in entry:
+                    entry[name] = _in_folder(entry[name], folder)
+                    if name == "files" and isinstance(entry[name], str):
+                        entry[name] = [entry[name]]
+
+
+def _in_folder(files: Any, folder: Path) -> Any:
+    if isinstance(files, dict):
+        return {label: _in_folder(file, folder) for label, file in files.items()}
+    if isinstance(files, list):
+        return [_in_folder(file, folder) for file in files]
+    return os.path.abspath(folder / Path(files).expanduser()) if isinstance(files, str) and files else files
 
 
 def _size_alone(data: dict[str, Any], given: Mapping[Path_, str]) -> None:
@@ -321,10 +350,10 @@ def keys(of: Any = Recipe, above: Path_ = ()) -> Iterator[Path_]:
 
 
 def _whole(above: str, key: str, value: Any) -> str:
-    """How a key of a source is set on the command line: a list can only be given whole."""
-    if above not in {f"corpus.{name}" for name in SOURCES}:
+    """How a key of a source or an evaluation set is set on the command line: a list can only be given whole."""
+    if above not in ENTRIES:
         return f"--set '{above}=[…]'"
-    entry = {"uri": "FILE"} | ({} if key.isdecimal() else {key: value})
+    entry: dict[str, Any] = ENTRIES[above] | ({} if key.isdecimal() else {key: value})
     text = yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10**6).strip()
     return f"--set '{above}=[{text}]'"
 
@@ -344,8 +373,8 @@ def _unknown(key: Path_) -> str:
     elif elsewhere or anywhere:
         meant = (elsewhere or anywhere)[0]
         above, _, last = meant.rpartition(".")
-        of_source = above in {f"corpus.{name}" for name in SOURCES}
-        hint = f"did you mean {meant}?" + (f" Write {_whole(above, last, 'VALUE')}." if of_source else "")
+        in_list = next((name for name in ENTRIES if above == name or above.startswith(f"{name}.")), "")
+        hint = f"did you mean {meant}?" + (f" Write {_whole(in_list, last, 'VALUE')}." if in_list == above else "")
     else:
         hint = f"known here: {', '.join(beside)}."
     return f"unknown key {'.'.join(key)}; {hint}"

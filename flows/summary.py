@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import corpus_card, vocabulary_card
+from tasks import corpus_card, report_sections, vocabulary_card
 from tasks.artifacts import Manifest
 from tasks.masking import fraction
+from tasks.report import Examined, Report, markdown
+from tasks.report_words import baselines_of, called
+from tasks.results import MODEL, NAMES, outcome_of
 from tasks.versions import Version
-
-ROWS = {
-    "test": "this model",
-    "champion": "champion",
-    "baseline_unigram": "unigram baseline",
-    "baseline_untrained": "untrained model",
-}
-"""First part of evaluate's metric names -> how the row is called."""
 
 CARDS = {"corpus": corpus_card.markdown, "vocabulary": vocabulary_card.markdown}
 """Stage -> its card.json as Markdown."""
@@ -47,6 +42,9 @@ def show(run: Finished) -> None:
     console.print()
     console.print(_scores(facts))
     console.print()
+    if facts.get("tasks"):
+        console.print(_tasks(facts["tasks"]))
+        console.print()
     for prediction in facts["predictions"]:
         _print_predictions(console, prediction["text"], prediction["masks"])
     console.print(_stages(run))
@@ -84,7 +82,7 @@ def _scores(facts: Mapping[str, Any]) -> Any:
     for column in ("cross-entropy", "top-1", "top-5"):
         table.add_column(column, justify="right")
     for rate in facts["rates"]:
-        for prefix, label in ROWS.items():
+        for prefix, label in NAMES.items():
             at = f"{prefix}/rate_{rate}"
             if f"{at}/masked_cross_entropy" in metrics:
                 table.add_row(
@@ -95,6 +93,29 @@ def _scores(facts: Mapping[str, Any]) -> Any:
                     f"{metrics[f'{at}/top5_accuracy']:.1%}",
                     style="bold" if prefix == "test" else None,
                 )
+    return table
+
+
+def _tasks(pages: Sequence[Mapping[str, Any]]) -> Any:
+    """The main figure of each evaluation set beside the best of its baselines."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title_style="bold")
+    table.title = "Evaluation sets"
+    for column in ("", "this model", "best baseline", "n"):
+        table.add_column(column, justify="left" if column in ("", "best baseline") else "right")
+    for one in map(outcome_of, pages):
+        row, metric = one.figures[one.main], one.metrics[one.main]
+        best = next(iter(baselines_of(row, metric)))
+        beside = f"{called(best, {})} {report_sections.number(row[best], metric)}"
+        cells = [
+            f"{one.title}, {metric.title}",
+            report_sections.number(row.get(MODEL), metric),
+            beside,
+            f"{row[MODEL].n:,}",
+        ]
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -160,10 +181,19 @@ def what(manifest: Manifest) -> str:
     return size
 
 
+def _report(manifest: Manifest) -> str:
+    """The figures of an evaluation; the whole is in its report."""
+    outcomes = [outcome_of(page) for page in json.loads(manifest.path("report.json").read_bytes()).get("outcomes", [])]
+    report = Report("", [Examined(MODEL, NAMES[MODEL])], outcomes)
+    return f"{markdown(report)}\nThe whole report: `{manifest.path('report.html')}`" if outcomes else ""
+
+
 def card(name: str, manifest: Manifest, entry: Mapping[str, Any], recipe: str) -> str:
     """Markdown about one part of a run, for the Prefect UI."""
     lines = [f"**{name}** of `{recipe}`: {entry['state']} in {entry['seconds']:.1f} s ({entry['why']})"]
     lines += ["", what(manifest), ""]
+    if manifest.stage == "evaluate":
+        lines += [_report(manifest), ""]
     if manifest.stage in CARDS and "card.json" in manifest.files:
         lines.append(CARDS[manifest.stage](json.loads(manifest.path("card.json").read_bytes())))
     else:

@@ -8,14 +8,9 @@ from typing import Any
 
 from .artifacts import Manifest
 from .guards import sentences
-
-ROWS = {
-    "test": "this model",
-    "champion": "champion before",
-    "baseline_unigram": "unigram",
-    "baseline_untrained": "untrained",
-}
-"""First part of evaluate's metric names -> label."""
+from .report import Examined, Report, markdown
+from .results import MODEL, NAMES, outcome_of
+from .sheet import in_markdown
 
 
 def card(name: str, parents: Mapping[str, Manifest]) -> str:
@@ -29,7 +24,9 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
         "## How good it is",
         _scores(parents["evaluate"].facts),
         "Masked cross-entropy in nats per masked token on held-out documents, masks frozen; the unigram baseline uses "
-        "the train split's counts with add-one smoothing, the untrained model is this one before its first step.",
+        "the train split's counts with add-one smoothing, the bigram one its left neighbour, the untrained model is "
+        "this one before its first step.",
+        *_tasks(parents["evaluate"].facts),
         _predictions(parents["evaluate"].facts["predictions"]),
         "## What it was made from",
         _data(parents["corpus"], parents["vocabulary"], parents["shards"], pretrain.config.get("lengths", {})),
@@ -65,7 +62,7 @@ def _scores(facts: Mapping[str, Any]) -> str:
     metrics = facts["metrics"]
     lines = ["| masked | model | nats | top-1 | top-5 |", "|--:|---|--:|--:|--:|"]
     for rate in facts["rates"]:
-        for prefix, label in ROWS.items():
+        for prefix, label in NAMES.items():
             at = f"{prefix}/rate_{rate}"
             if f"{at}/masked_cross_entropy" in metrics:
                 top1, top5 = metrics[f"{at}/top1_accuracy"], metrics[f"{at}/top5_accuracy"]
@@ -73,6 +70,20 @@ def _scores(facts: Mapping[str, Any]) -> str:
                 lines.append(f"| {rate} | {label} | {loss:.3f} | {top1:.1%} | {top5:.1%} |")
     counted = ", ".join(f"{number:,} at {rate}" for rate, number in facts["masked"].items())
     return "\n".join([*lines, "", f"n (masked tokens): {counted}"])
+
+
+def _tasks(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What it was tried on besides held-out tokens, with baselines, n and what of it stands in the train split."""
+    outcomes = [outcome_of(page) for page in facts.get("tasks", [])]
+    if outcomes:
+        yield markdown(Report("", [Examined(MODEL, NAMES[MODEL])], outcomes)).strip()
+    yield "All figures, with intervals, classes and pictures: `report.html` among the artifacts of the run."
+    for one in outcomes:
+        if one.exposure and one.exposure.looked_for:
+            yield (
+                f"{in_markdown(one.title)}: {one.exposure.found:,} of {one.exposure.looked_for:,} examples of 13 words "
+                "or more share 13 words in a row with the train split."
+            )
 
 
 def _predictions(predictions: list[Mapping[str, Any]]) -> str:

@@ -1,197 +1,261 @@
 """Stage 5, evaluate: weights -> report. Is it good, and against what?
 
-On the test split, with draws that are frozen for all models of one vocabulary: masked cross-entropy (nats per masked
-token), perplexity, top-1 and top-5 accuracy, at 15 % and at the shards' rate. Masks are nested, so the 15 % draw hides
-a part of what the stored one hides. Beside every score stand those of the unigram distribution, of the model before
-training, and of the champion where there is one. Hidden positions always show [MASK], whatever the policy in training
-was: that is the question a user asks. Everything is float32; the last digits depend on the number of threads, which is
-therefore part of the identity.
+On the test split, with draws that are frozen for all models of one vocabulary: masked cross-entropy and what goes with
+it at several mask rates (intrinsic.py). Masks are nested, so the 15 % draw hides a part of what the stored one hides.
+On passages of the same split: bits per byte, which models of all vocabularies share (pseudo_likelihood.py). And on the
+evaluation sets of the recipe (agenda.py). Beside every score stand those of its baselines, of the model before training
+and of the champion where there is one. Hidden positions always show [MASK], whatever the policy in training was: that
+is the question a user asks. Everything is float32; the last digits depend on the number of threads, which is therefore
+part of the identity.
 """
 
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .artifacts import Built, Identity, Manifest, Store, Workspace, check_parent, digest_of, write_atomic
+from .artifacts import (
+    Built,
+    Identity,
+    Manifest,
+    Store,
+    Workspace,
+    check_parent,
+    digest_of,
+    finish_unit,
+    finished_unit,
+    load,
+    write_atomic,
+)
 from .errors import DataError, NumericError, UsageError
-from .hardware import device_kind, thread_count
+from .evaluate_config import MASK, EvaluateConfig, settings
 from .keys import permutation
-from .masking import EVALUATION_SEED, fraction, spelling
+from .masking import EVALUATION_SEED, fraction
 from .progress import progress, say
+from .report import Curve, Examined, Report, page
+from .results import CHAMPION, MODEL, NAMES, UNTRAINED, Outcome, metrics_of, outcome_of
+
+if TYPE_CHECKING:
+    from .scoring import Scorer
+    from .subjects import Ours, Subject
+
+__all__ = ["EvaluateConfig", "evaluate", "identity", "summary"]
 
 STAGE = "evaluate"
-VERSION = 2
-NOT_IDENTITY: set[str] = set()
-
-MODEL, UNIGRAM, UNTRAINED, CHAMPION = "test", "baseline_unigram", "baseline_untrained", "champion"
-"""First part of the metric names: the model itself goes by the split."""
-MASK = "[MASK]"
-"""In a sentence of the recipe, whatever the vocabulary calls it."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What is asked of the model."""
-
-    rates: tuple[str, ...] = ("0.15",)
-    """Mask rates to score at; the rate of the shards always comes along."""
-    sentences: tuple[str, ...] = (
-        "She opened the [MASK] and looked at him.",
-        "It was the [MASK] of the day.",
-        "Return a list of all the [MASK] in the file.",
-    )
-    """Texts with a [MASK], whose top-5 predictions go into the report."""
-    rows_per_batch: int = 64
-    """Rows scored at a time; changes digits behind the fifth only."""
-    max_rows: int = 0
-    """Rows of the test split to score, drawn evenly from it; 0 takes all."""
-    device: str = "cpu"
-    """auto, cpu or cuda."""
-    threads: int = 0
-    """CPU threads; 0 takes all cores. Part of the identity: sums are split by thread."""
-
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "rates", tuple(spelling(rate) for rate in self.rates))
-        except UsageError as error:
-            raise UsageError(f"evaluate.rates: {error}") from None
-        if self.rows_per_batch < 1 or self.max_rows < 0:
-            raise UsageError("evaluate.rows_per_batch must be at least 1, and evaluate.max_rows at least 0 (all rows).")
-        for text in self.sentences:
-            if MASK not in text:
-                raise UsageError(f"evaluate.sentences: {text!r} holds no {MASK}; put one where a token is missing.")
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UsageError(f"evaluate.sentences: {text!r} has half of a surrogate pair; give whole characters.")
+VERSION = 3
+LINES = ("baseline_unigram", "baseline_bigram", UNTRAINED, CHAMPION)
+"""Labels whose masked cross-entropy is a level line in the learning curve."""
 
 
 def identity(
     config: EvaluateConfig,
+    corpus_digest: str,
     vocabulary_digest: str,
     shards_digest: str,
     pretrain_digest: str,
     champion_digest: str | None,
 ) -> Identity:
-    """What the report is a function of. A model is not compared with itself: such a champion counts as none."""
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_IDENTITY}
-    settings |= {"device": device_kind(config.device), "threads": thread_count(config.threads)}
-    inputs = {"vocabulary": vocabulary_digest, "shards": shards_digest, "pretrain": pretrain_digest}
+    """What the report is a function of. A model is not compared with itself: such a champion counts as none.
+
+    Raises UsageError for an evaluation set whose file is not there.
+    """
+    inputs = {"corpus": corpus_digest, "vocabulary": vocabulary_digest}
+    inputs |= {"shards": shards_digest, "pretrain": pretrain_digest}
     if champion_digest not in (None, pretrain_digest):
         inputs["champion"] = str(champion_digest)
-    return Identity(STAGE, VERSION, settings, inputs)
+    return Identity(STAGE, VERSION, settings(config), inputs)
 
 
 def evaluate(
     config: EvaluateConfig,
+    corpus: Manifest,
     vocabulary: Manifest,
     shards: Manifest,
     pretrain: Manifest,
     champion: Manifest | None,
     store: Store,
 ) -> tuple[Manifest, bool]:
-    """Scores the model, or finds its report.
+    """Scores the model, or finds its report. A killed evaluation goes on with the task and model that it was at.
 
     Args:
-        champion: the pretrain manifest of the model to beat; None where there is none. One of another vocabulary is
-            named in the report and not scored: masked scores over different tokens cannot be compared.
+        champion: the pretrain manifest of the model to beat; None where there is none. Masked scores of one with
+            another vocabulary cannot be compared and are left out; those of texts can, where the store has that.
     Raises:
         UsageError: a test split in which nothing is hidden, a sentence beyond the context, another vocabulary than the
-        shards' or the weights'. NumericError: a score that
-        is not finite. DataError: damaged shards or weights.
+        shards' or the weights', an evaluation set that cannot be used. NumericError: a score that is not finite.
+        DataError: damaged shards or weights.
     """
     for made in (shards, pretrain):
         check_parent(STAGE, made, vocabulary)
-    this = identity(config, vocabulary.digest, shards.digest, pretrain.digest, champion.digest if champion else None)
+    digests = (corpus.digest, vocabulary.digest, shards.digest, pretrain.digest)
+    this = identity(config, *digests, champion.digest if champion else None)
     if champion and "champion" not in this.inputs:
         champion = None
-    build = _Build(this, vocabulary, shards, pretrain, champion)
-    return store.make(this, build, libraries=("torch", "numpy", "tokenizers", "matplotlib"))
+    build = _Build(this, config, corpus, vocabulary, shards, pretrain, champion, store)
+    return store.make(this, build, libraries=("torch", "numpy", "tokenizers", "scikit-learn", "matplotlib"))
 
 
 @dataclass
 class _Build:
     this: Identity
+    config: EvaluateConfig
+    corpus: Manifest
     vocabulary: Manifest
     shards: Manifest
     pretrain: Manifest
     champion: Manifest | None
+    store: Store
 
     def __call__(self, workspace: Workspace) -> Built:
-        from .scoring import load_model, threads
+        from .scoring import threads
 
-        config = self.this.config
-        with threads(config["threads"]):
-            model = load_model(self.pretrain.whole("model/model.safetensors").parent, config["device"])
-            predictions = [self._prediction(model, text) for text in config["sentences"]]
-            metrics, masked, rows = self._scores(model)
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NumericError(f"evaluate: {name} is {value}: the weights in {self.pretrain.folder} are of no use.")
-        rate = self.shards.facts["rate"]
-        facts = {
+        with threads(self.this.config["threads"]):
+            model = self._subject(self.pretrain, self.vocabulary, MODEL)
+            predictions = [self._prediction(model, text) for text in self.config.sentences]
+            rows, intrinsic = self._intrinsic(workspace.scratch, model)
+            self._check(intrinsic)
+            found, left_out = self._tasks(workspace.scratch, model)
+            outcomes = [*intrinsic, *found]
+        self._check(outcomes)
+        facts = self._facts(outcomes, rows, predictions) | {"left_out": left_out}
+        report = facts | {"outcomes": [one.as_json() for one in outcomes]}
+        write_atomic(workspace.folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode() + b"\n")
+        write_atomic(workspace.folder / "report.html", page(self._report(outcomes, facts)).encode())
+        write_atomic(workspace.folder / "curve.png", self._curve(facts["metrics"]))
+        say("evaluate: " + summary(facts["metrics"], facts["shards_rate"]))
+        return Built({"rows": len(rows), **{f"masked_rate_{rate}": n for rate, n in facts["masked"].items()}}, facts)
+
+    def _facts(
+        self, outcomes: Sequence[Outcome], rows: Sequence[int], predictions: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What other stages and people's pages read: numbers by name, and of each task what it is."""
+        metrics = {name: value for outcome in outcomes for name, value in metrics_of(outcome).items()}
+        masked = {one.task.removeprefix("rate_"): one.counts["masked"] for one in outcomes if one.kind == "intrinsic"}
+        return {
             "metrics": metrics,
-            "rates": self._rates(),
-            "shards_rate": rate,
+            "rates": list(masked),
+            "shards_rate": self.shards.facts["rate"],
             "masked": masked,
+            "tasks": [one.without_tables().as_json() for one in outcomes if one.kind != "intrinsic"],
             "test": {"digest": self._test_digest(rows), "rows": len(rows)},
             "unigram_smoothing": "add-one over ordinary tokens",
             "champion": self._champion_fact(),
-            "predictions": predictions,
+            "predictions": list(predictions),
         }
-        write_atomic(workspace.folder / "report.json", json.dumps(facts, indent=1, sort_keys=True).encode() + b"\n")
-        write_atomic(workspace.folder / "curve.png", self._curve(metrics))
-        say("evaluate: " + summary(metrics, rate))
-        return Built({"rows": len(rows), **{f"masked_rate_{rate}": n for rate, n in masked.items()}}, facts)
 
-    def _rates(self) -> list[str]:
-        """The rates asked for and that of the shards, each once and in order, whatever way it is written."""
-        rates = {fraction(rate): rate for rate in self.this.config["rates"]}
-        rates[fraction(self.shards.facts["rate"])] = self.shards.facts["rate"]
-        return [rates[p] for p in sorted(rates)]
+    def _check(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            for label, figure in outcome.figures[outcome.main].items():
+                if not math.isfinite(figure.value):
+                    raise NumericError(
+                        f"evaluate: {label}/{outcome.task}/{outcome.main} is {figure.value}: the weights in "
+                        f"{self.pretrain.folder} are of no use."
+                    )
+
+    # Models.
+
+    def _subject(self, pretrain: Manifest, vocabulary: Manifest, label: str) -> "Ours":
+        import numpy as np
+
+        from .subjects import ours
+
+        folder = pretrain.whole("model/model.safetensors").parent
+        counts = np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)
+        return ours(folder, vocabulary.whole("tokenizer.json"), label, self.this.config["device"], counts)
+
+    def _subjects(self, model: "Ours") -> dict[str, "Callable[[], Subject]"]:
+        """By label; the champion only where the vocabulary that it reads with is in the store."""
+        seed = self.pretrain.facts["initial_seed"]
+        found: dict[str, Callable[[], Subject]] = {MODEL: lambda: model, UNTRAINED: lambda: model.untrained(seed)}
+        if self.champion and (vocabulary := self._champion_vocabulary()):
+            champion = self.champion
+            found[CHAMPION] = lambda: self._subject(champion, vocabulary, CHAMPION)
+        return found
+
+    def _champion_vocabulary(self) -> Manifest | None:
+        wanted = self.champion.identity.inputs["vocabulary"] if self.champion else ""
+        if wanted == self.vocabulary.digest:
+            return self.vocabulary
+        for folder in self.store.folders("vocabulary"):
+            try:
+                found = load(folder)
+            except DataError:
+                continue
+            if found.digest == wanted:
+                return found
+        return None
 
     def _comparable(self) -> bool:
-        return self.champion is not None and self.champion.identity.inputs["vocabulary"] == self.vocabulary.digest
+        """May the champion's masked scores stand beside the model's: are they of the same tokens, and can it read
+        the rows?"""
+        if self.champion is None or self.champion.identity.inputs["vocabulary"] != self.vocabulary.digest:
+            return False
+        return bool(self.champion.facts["model"]["length"] >= self.shards.facts["length"])
 
     def _champion_fact(self) -> dict[str, Any] | None:
         if self.champion is None:
             return None
-        reason = "" if self._comparable() else "it has another vocabulary"
+        reason = ""
+        if self.champion.identity.inputs["vocabulary"] != self.vocabulary.digest:
+            reason = "it has another vocabulary"
+            reason += "" if self._champion_vocabulary() else ", which the store does not have any more"
+        elif not self._comparable():
+            reason = "its context is shorter than the rows"
         return {"pretrain": self.champion.digest, "scored": self._comparable(), "reason": reason}
 
-    def _scores(self, model: Any) -> tuple[dict[str, float], dict[str, int], list[int]]:
-        """Metrics by name, masked tokens by rate, and the rows they were counted in."""
+    # Tasks.
+
+    def _intrinsic(self, scratch: Path, model: "Ours") -> tuple[list[int], list[Outcome]]:
+        """The rows that were scored, and an outcome for each rate."""
         import numpy as np
 
+        from . import intrinsic
         from .batches import ShardReader
-        from .scoring import frozen_batches, load_model, model_scorer, score, unigram_scorer, untrained_model
 
-        config = self.this.config
         reader = ShardReader(self.shards, "test")
-        rows = np.sort(permutation(EVALUATION_SEED, 0, reader.rows)[: config["max_rows"] or None])
-        counts = np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)
-        facts = self.pretrain.facts
-        untrained = untrained_model(facts["model"], facts["initial_seed"], counts, config["device"])
-        scorers = {
-            MODEL: model_scorer(model),
-            UNIGRAM: unigram_scorer(counts, self._can_be_hidden()),
-            UNTRAINED: model_scorer(untrained),
-        }
+        rows = np.sort(permutation(EVALUATION_SEED, 0, reader.rows)[: self.config.max_rows or None])
+        rates, numbers = self._rates(), [int(row) for row in rows]
+        found = finished_unit(scratch, "intrinsic")
+        if found is None:
+            scorers, remark = intrinsic.baselines(self.shards, self._can_be_hidden())
+            scorers = self._scorers(model) | scorers
+            with progress("evaluate", total=len(rows) * len(rates), unit="rows") as bar:
+                asked = intrinsic.asked(self.shards, rows, self.corpus)
+                each = intrinsic.outcomes(asked, rates, scorers, self.config.rows_per_batch, bar.advance, [remark])
+            # One text, since a unit sorts its keys, and the report shows labels in their order.
+            page = json.dumps([one.as_json() for one in each])
+            found = finish_unit(scratch, "intrinsic", [], {"outcomes": page})
+        return numbers, [outcome_of(page) for page in json.loads(found["outcomes"])]
+
+    def _scorers(self, model: "Ours") -> dict[str, "Scorer"]:
+        import numpy as np
+
+        from .scoring import load_model, model_scorer, untrained_scorer
+
+        facts, device = self.pretrain.facts, self.this.config["device"]
+        counts_V = np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)
+        untrained = untrained_scorer(facts["model"], facts["initial_seed"], counts_V, device)
+        found = {MODEL: model_scorer(model.model), UNTRAINED: untrained}
         if self.champion and self._comparable():
             folder = self.champion.whole("model/model.safetensors").parent
-            scorers[CHAMPION] = model_scorer(load_model(folder, config["device"]))
-        metrics: dict[str, float] = {}
-        masked: dict[str, int] = {}
-        with progress("evaluate", total=len(rows) * len(self._rates()), unit="rows") as bar:
-            for rate in self._rates():
-                tallies = score(scorers, frozen_batches(reader, rows, rate, config["rows_per_batch"]), bar.advance)
-                masked[rate] = tallies[MODEL].masked
-                if not masked[rate]:
-                    raise UsageError(f"evaluate: rate {rate} hides no token of the test split; give more documents.")
-                for name, tally in tallies.items():
-                    metrics |= {f"{name}/rate_{rate}/{key}": round(value, 6) for key, value in tally.metrics().items()}
-        return metrics, masked, [int(row) for row in rows]
+            found[CHAMPION] = model_scorer(load_model(folder, device))
+        return found
+
+    def _tasks(self, scratch: Path, model: "Ours") -> tuple[list[Outcome], list[str]]:
+        """An outcome for each task, and a sentence for each that is left out."""
+        from . import agenda, battery
+
+        tasks = agenda.tasks_of(self.config, self.corpus, self.shards, self._can_be_hidden())
+        return battery.run(tasks, self._subjects(model), agenda.seen(tasks, self.corpus, scratch), scratch)
+
+    def _rates(self) -> list[str]:
+        """The rates asked for and that of the shards, each once and in order, whatever way it is written."""
+        rates = {fraction(rate): rate for rate in self.config.rates}
+        rates[fraction(self.shards.facts["rate"])] = self.shards.facts["rate"]
+        return [rates[p] for p in sorted(rates)]
 
     def _can_be_hidden(self) -> list[list[int]]:
         """Half-open ranges of the ids that a text can have: the ordinary ones, and [UNK] where the model says it."""
@@ -199,43 +263,62 @@ class _Build:
         unknown = self.vocabulary.facts["special_ids"]["unk"]
         return [*ranges, [unknown, unknown + 1]] if self.vocabulary.facts.get("unknown") else ranges
 
-    def _test_digest(self, rows: list[int]) -> str:
+    def _test_digest(self, rows: Sequence[int]) -> str:
         """What two models must share for their scores to be compared: tokens, draws, rows, vocabulary."""
         files = {name: entry.sha256 for name, entry in self.shards.files.items() if name.startswith("test-")}
-        return digest_of([self.vocabulary.digest, files, rows, EVALUATION_SEED])
+        return digest_of([self.vocabulary.digest, files, list(rows), EVALUATION_SEED])
 
-    def _prediction(self, model: Any, text: str) -> dict[str, Any]:
+    def _prediction(self, model: "Ours", text: str) -> dict[str, Any]:
         from .scoring import fill
         from .tokens import open_for_prompts
 
         tokenizer = open_for_prompts(self.vocabulary.whole("tokenizer.json"))
         typed = text.replace(MASK, self.vocabulary.facts.get("special_names", {}).get("mask", MASK))
-        ids, length = tokenizer.encode(unicodedata.normalize("NFC", typed)).ids, model.config.length
-        if len(ids) > length:
-            raise UsageError(f"evaluate.sentences: {text!r} has {len(ids)} tokens, the context only {length}; cut it.")
-        if model.config.mask_id not in ids:
+        ids = tokenizer.encode(unicodedata.normalize("NFC", typed)).ids
+        if len(ids) > model.length:
+            raise UsageError(
+                f"evaluate.sentences: {text!r} has {len(ids)} tokens, the context only {model.length}; cut it."
+            )
+        if model.mask_id not in ids:
             raise DataError(f"{self.vocabulary.folder} holds a tokenizer that does not know {MASK}; run it again.")
-        masks = fill(model, ids, 5, lambda token: tokenizer.decode([token], skip_special_tokens=False))
+        masks = fill(model.model, ids, 5, lambda token: tokenizer.decode([token], skip_special_tokens=False))
         return {"text": text, "masks": masks}
+
+    # Pictures.
+
+    def _report(self, outcomes: Sequence[Outcome], facts: Mapping[str, Any]) -> Report:
+        pretrain, rate = self.pretrain.facts, facts["shards_rate"]
+        what = {"parameters": pretrain["parameters"], "tokens trained on": pretrain["tokens"]}
+        what |= {f"{made.stage} digest": made.digest for made in (self.pretrain, self.shards, self.corpus)}
+        models = [Examined(MODEL, NAMES[MODEL], what)]
+        if self.champion:
+            models.append(Examined(CHAMPION, NAMES[CHAMPION], {"pretrain digest": self.champion.digest}))
+        losses = next(one for one in outcomes if one.task == f"rate_{rate}").figures["masked_cross_entropy"]
+        curve = Curve(self._points(), rate, {label: losses[label] for label in LINES if label in losses})
+        reason = (facts["champion"] or {}).get("reason", "")
+        remarks = [f"The champion's masked scores are left out: {reason}."] if reason else []
+        remarks += facts["left_out"]
+        return Report("Evaluation", models, outcomes, curve, {MODEL: facts["predictions"]}, remarks)
+
+    def _points(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.pretrain.whole("curve.jsonl").read_bytes().splitlines()]
+
+    def _lines(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Level lines of the curve: label for people -> masked cross-entropy at the rate of the shards."""
+        name = f"rate_{self.shards.facts['rate']}/masked_cross_entropy"
+        return {NAMES[label]: metrics[f"{label}/{name}"] for label in LINES if f"{label}/{name}" in metrics}
 
     def _curve(self, metrics: Mapping[str, float]) -> bytes:
         from .curve import draw
 
-        points = [json.loads(line) for line in self.pretrain.whole("curve.jsonl").read_bytes().splitlines()]
-        rate = self.shards.facts["rate"]
-        lines = {
-            label: metrics[f"{name}/rate_{rate}/masked_cross_entropy"]
-            for name, label in ((UNIGRAM, "unigram"), (UNTRAINED, "untrained"), (CHAMPION, "champion"))
-            if f"{name}/rate_{rate}/masked_cross_entropy" in metrics
-        }
-        return draw(points, lines, rate)
+        return draw(self._points(), self._lines(metrics), self.shards.facts["rate"])
 
 
 def summary(metrics: Mapping[str, float], rate: str) -> str:
     """One line: the model's masked cross-entropy at a rate beside its baselines'."""
     parts = []
-    for name, label in ((MODEL, "test"), (UNIGRAM, "unigram"), (UNTRAINED, "untrained"), (CHAMPION, "champion")):
-        loss = metrics.get(f"{name}/rate_{rate}/masked_cross_entropy")
+    for label in (MODEL, *LINES):
+        loss = metrics.get(f"{label}/rate_{rate}/masked_cross_entropy")
         if loss is not None:
-            parts.append(f"{label} {loss:.3f}")
+            parts.append(f"{NAMES[label] if label != MODEL else MODEL} {loss:.3f}")
     return f"masked cross-entropy at rate {rate}: " + ", ".join(parts) + " nats"

@@ -33,7 +33,7 @@ WAIT = 5.0
 """Seconds to wait for the last words of a stage or a run to arrive."""
 LONGEST = 500
 """Characters of a parameter's value."""
-SHOWN = (".png", "report.json", "card.json", "card.html")
+SHOWN = (".png", "report.json", "report.html", "card.json", "card.html")
 """How the names of files end that a stage's run shows as its artifacts."""
 PROFILE = ("documents_kept", "characters_kept", "bytes_kept")
 """Counts that MLflow shows beside a dataset."""

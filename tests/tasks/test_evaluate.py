@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import masking
+from tasks import intrinsic, masking, minimal_pairs, pseudo_likelihood
 from tasks.artifacts import Store, verify
 from tasks.batches import ShardReader
 from tasks.errors import DataError, NumericError, UsageError
 from tasks.evaluate import EvaluateConfig, _Build, evaluate, identity
+from tasks.examples import ClassificationConfig
 from tasks.manifests import mark
-from tasks.scoring import Tally, frozen_batches, model_scorer, score, target_ranks, unigram_scorer
+from tasks.pairs_file import MinimalPairsConfig
+from tasks.scoring import frozen_batches, model_scorer, score
 from tests.tasks import handmade, small_model
 
 CONFIG = EvaluateConfig(sentences=("the cat [MASK] on the [MASK].",), threads=1, rows_per_batch=8)
+
+
+def scored(config, words, rows, weights, champion, store):
+    return evaluate(config, small_model.corpus(store), words, rows, weights, champion, store)
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +35,8 @@ def parts(tmp_path_factory):
     words = small_model.vocabulary(store, small_model.corpus(store))
     rows = small_model.shards(store, words)
     weights = small_model.pretrain(store, words, rows, noise=0.05)
-    report, _ = evaluate(CONFIG, words, rows, weights, None, store)
+    report, _ = scored(CONFIG, words, rows, weights, None, store)
     return store, words, rows, weights, report
-
-
-def test_uniform_logits_score_exactly_ln_v(parts):
-    _, _, shards, _, _ = parts
-    reader, size = ShardReader(shards, "test"), shards.facts["vocabulary"]["size"]
-
-    def uniform(tokens_BL, segment_ids_BL, masked_M):
-        return torch.zeros(len(masked_M), size)
-
-    rows = np.arange(reader.rows)
-    tally = score({"uniform": uniform}, frozen_batches(reader, rows, "0.15", 8), lambda _: None)["uniform"]
-    assert tally.masked > 0
-    assert tally.metrics()["masked_cross_entropy"] == pytest.approx(math.log(size), abs=1e-6)
-    assert tally.metrics()["perplexity"] == pytest.approx(size, rel=1e-5)
 
 
 def test_every_masked_token_is_counted_once_and_exactly(parts):
@@ -106,7 +98,7 @@ def test_the_model_scores_what_a_plain_loop_over_rows_says(parts):
 
 def test_the_size_of_a_batch_does_not_matter(parts):
     store, words, rows, weights, report = parts
-    other, _ = evaluate(replace(CONFIG, rows_per_batch=3), words, rows, weights, None, store)
+    other, _ = scored(replace(CONFIG, rows_per_batch=3), words, rows, weights, None, store)
     assert other.key != report.key
     for name, value in report.facts["metrics"].items():
         assert other.facts["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
@@ -114,7 +106,7 @@ def test_the_size_of_a_batch_does_not_matter(parts):
 
 def test_the_same_report_again_has_the_same_bytes(parts, tmp_path):
     _, words, rows, weights, report = parts
-    again, reused = evaluate(CONFIG, words, rows, weights, None, Store(tmp_path))
+    again, reused = scored(CONFIG, words, rows, weights, None, Store(tmp_path))
     assert not reused
     assert again.digest == report.digest
     assert again.path("curve.png").read_bytes()[:4] == b"\x89PNG"
@@ -122,26 +114,26 @@ def test_the_same_report_again_has_the_same_bytes(parts, tmp_path):
 
 def test_a_report_is_found_again_and_whole(parts):
     store, words, rows, weights, report = parts
-    again, reused = evaluate(CONFIG, words, rows, weights, None, store)
+    again, reused = scored(CONFIG, words, rows, weights, None, store)
     assert reused and again.digest == report.digest and verify(again) == []
 
 
 def test_the_untrained_model_is_the_one_that_training_started_from(parts):
     store, words, rows, _, report = parts
     start = small_model.pretrain(store, words, rows, noise=0.0)
-    metrics = evaluate(CONFIG, words, rows, start, None, store)[0].facts["metrics"]
+    metrics = scored(CONFIG, words, rows, start, None, store)[0].facts["metrics"]
     for name, value in metrics.items():
         if name.startswith("test/"):
             untrained = name.replace("test/", "baseline_untrained/")
-            assert metrics[untrained] == pytest.approx(value, abs=1e-6)
-            assert report.facts["metrics"][untrained] == pytest.approx(value, abs=1e-6)
+            assert metrics[untrained] == pytest.approx(value, rel=1e-6, abs=1e-6)
+            assert report.facts["metrics"][untrained] == pytest.approx(value, rel=1e-6, abs=1e-6)
 
 
 def test_the_champion_is_scored_beside_it(parts):
     store, words, rows, weights, report = parts
     best = small_model.pretrain(store, words, rows, noise=0.0)
-    duel, _ = evaluate(CONFIG, words, rows, weights, best, store)
-    alone, _ = evaluate(CONFIG, words, rows, best, None, store)
+    duel, _ = scored(CONFIG, words, rows, weights, best, store)
+    alone, _ = scored(CONFIG, words, rows, best, None, store)
     name = "rate_0.3/masked_cross_entropy"
     assert duel.facts["metrics"][f"champion/{name}"] == alone.facts["metrics"][f"test/{name}"]
     assert duel.facts["metrics"][f"test/{name}"] == report.facts["metrics"][f"test/{name}"]
@@ -152,15 +144,15 @@ def test_the_champion_is_scored_beside_it(parts):
 def test_a_champion_of_another_vocabulary_is_named_and_not_scored(parts):
     store, words, rows, weights, _ = parts
     stranger = small_model.pretrain(store, replace(words, digest="f" * 64), rows, seed=3)
-    report, _ = evaluate(CONFIG, words, rows, weights, stranger, store)
+    report, _ = scored(CONFIG, words, rows, weights, stranger, store)
     assert not any(name.startswith("champion/") for name in report.facts["metrics"])
     fact = report.facts["champion"]
     assert fact["pretrain"] == stranger.digest and not fact["scored"] and "vocabulary" in fact["reason"]
 
 
 def test_a_model_is_not_its_own_champion():
-    alone = identity(CONFIG, "v", "s", "p", None)
-    assert identity(CONFIG, "v", "s", "p", "p").key == alone.key != identity(CONFIG, "v", "s", "p", "q").key
+    alone = identity(CONFIG, "c", "v", "s", "p", None)
+    assert identity(CONFIG, "c", "v", "s", "p", "p").key == alone.key != identity(CONFIG, "c", "v", "s", "p", "q").key
 
 
 def test_predictions_are_five_tokens_for_each_mask(parts):
@@ -172,13 +164,18 @@ def test_predictions_are_five_tokens_for_each_mask(parts):
 
 
 def test_the_report_file_says_what_the_manifest_says(parts):
-    assert json.loads(parts[-1].path("report.json").read_text()) == json.loads(json.dumps(parts[-1].facts))
+    report = json.loads(parts[-1].path("report.json").read_text())
+    outcomes = {one["task"]: one for one in report.pop("outcomes")}
+    assert report == json.loads(json.dumps(parts[-1].facts))
+    for name, value in parts[-1].facts["metrics"].items():
+        label, task, metric = name.split("/")
+        assert round(outcomes[task]["figures"][metric][label]["value"], 6) == value
 
 
 def test_the_shards_rate_comes_once_whatever_way_it_is_written(parts):
     store, words, rows, weights, _ = parts
     config = replace(CONFIG, rates=("0.30", "50%"), max_rows=4)
-    report, _ = evaluate(config, words, rows, weights, None, store)
+    report, _ = scored(config, words, rows, weights, None, store)
     assert report.facts["rates"] == ["0.3", "0.5"]
     assert report.counts["rows"] == 4
 
@@ -197,7 +194,7 @@ def test_a_flipped_bit_in_an_input_is_refused_and_never_sealed_as_a_result(parts
     path.write_bytes(bad)
     try:
         with pytest.raises(DataError, match=f"{path.name} is damaged"):
-            evaluate(replace(CONFIG, max_rows=3, sentences=("The [MASK].",)), words, rows, weights, None, store)
+            scored(replace(CONFIG, max_rows=3, sentences=("The [MASK].",)), words, rows, weights, None, store)
     finally:
         path.write_bytes(good)
         for manifest in (weights, rows, words):
@@ -212,15 +209,6 @@ def test_hidden_positions_show_the_mask_whatever_training_did(parts):
         assert (batch.tokens_BL.flatten()[batch.masked_M[: batch.count]] == 4).all()
 
 
-def test_ranks_break_ties_by_the_lower_id():
-    logits = torch.tensor([[1.0, 2.0, 2.0, 0.0], [3.0, 1.0, 1.0, 1.0]])
-    assert target_ranks(logits, torch.tensor([2, 3])).tolist() == [1, 3]
-    tally = Tally()
-    tally.add(logits, torch.tensor([1, 0]))
-    assert tally.top1 == 2
-    assert target_ranks(logits, logits.argmax(dim=1)).tolist() == [0, 0]
-
-
 def test_shards_or_weights_of_another_vocabulary_are_refused(tmp_path):
     store = Store(tmp_path)
     parent = handmade.vocabulary(store)
@@ -231,12 +219,7 @@ def test_shards_or_weights_of_another_vocabulary_are_refused(tmp_path):
         with pytest.raises(
             UsageError, match=f"evaluate: the {made} artifact aaaaaaaaaaaa was made with the vocabulary ffff"
         ):
-            evaluate(EvaluateConfig(), parent, *inputs, None, store)
-
-
-def test_the_unigram_scorer_never_names_a_special_token():
-    logits = unigram_scorer(np.array([0, 0, 0, 0, 0, 3, 0]), [[5, 7]])(None, None, torch.zeros(2))
-    assert torch.isinf(logits[:, :5]).all() and logits[0, 5:].exp().tolist() == pytest.approx([0.8, 0.2])
+            scored(EvaluateConfig(), parent, *inputs, None, store)
 
 
 @pytest.mark.parametrize("text", ["no mask", "[mask]"])
@@ -248,7 +231,7 @@ def test_a_sentence_without_a_mask_is_refused(text):
 def test_a_sentence_beyond_the_context_is_refused(parts):
     store, words, rows, weights, _ = parts
     with pytest.raises(UsageError, match="context"):
-        evaluate(replace(CONFIG, sentences=("x" * 60 + " [MASK]",)), words, rows, weights, None, store)
+        scored(replace(CONFIG, sentences=("x" * 60 + " [MASK]",)), words, rows, weights, None, store)
 
 
 def test_weights_that_are_not_finite_are_refused(parts, tmp_path):
@@ -256,7 +239,7 @@ def test_weights_that_are_not_finite_are_refused(parts, tmp_path):
     store = Store(tmp_path)
     broken = small_model.pretrain(store, words, rows, noise=1e30)
     with pytest.raises(NumericError, match="masked_cross_entropy"):
-        evaluate(CONFIG, words, rows, broken, None, store)
+        scored(CONFIG, words, rows, broken, None, store)
 
 
 def test_a_flipped_bit_in_the_test_shard_is_found(tmp_path):
@@ -269,7 +252,7 @@ def test_a_flipped_bit_in_the_test_shard_is_found(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match="test-00000"):
-        evaluate(CONFIG, words, rows, weights, None, store)
+        scored(CONFIG, words, rows, weights, None, store)
 
 
 def test_a_scorer_sees_no_hidden_token(parts):
@@ -298,10 +281,84 @@ def test_the_unigram_baseline_has_a_probability_for_an_unknown_token():
     shards = SimpleNamespace(facts={"vocabulary": {"ordinary": [[5, 20], [30, 40]]}})
     for unknown, expected in ((True, [[5, 20], [30, 40], [1, 2]]), (False, [[5, 20], [30, 40]])):
         words = SimpleNamespace(facts={"special_ids": handmade.SPECIAL_IDS, "unknown": unknown})
-        build = _Build(None, words, shards, None, None)
+        build = _Build(None, CONFIG, None, words, shards, None, None, None)
         assert build._can_be_hidden() == expected
 
 
 def test_half_a_character_in_a_sentence_is_refused():
     with pytest.raises(UsageError, match="half of a surrogate pair"):
         EvaluateConfig(sentences=("a [MASK] \ud800",))
+
+
+# Evaluation sets.
+
+
+def pairs_in(path, text="the cat sat on the mat ."):
+    path.mkdir(exist_ok=True)
+    lines = [f"mat the on sat cat number {n} the .\n{text} number {n}" for n in range(6)]
+    (path / "order-words.txt").write_text("\n".join(lines) + "\n")
+    return MinimalPairsConfig("pairs", (str(path / "*.txt"),))
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_ends_in_the_same_bytes(parts, tmp_path, monkeypatch):
+    _, words, rows, weights, _ = parts
+    config = replace(CONFIG, minimal_pairs=(pairs_in(tmp_path / "sets"),))
+    whole, _ = scored(config, words, rows, weights, None, Store(tmp_path / "undisturbed"))
+    with monkeypatch.context() as patched:
+        patched.setattr(minimal_pairs.MinimalPairs, "outcome", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            scored(config, words, rows, weights, None, Store(tmp_path / "killed"))
+    for module, name in ((intrinsic, "outcomes"), (pseudo_likelihood, "log_probabilities")):
+        monkeypatch.setattr(module, name, None)  # all models were asked: nobody is asked again
+    again, reused = scored(config, words, rows, weights, None, Store(tmp_path / "killed"))
+    assert not reused and again.digest == whole.digest
+    assert {"test/pairs/accuracy", "baseline_untrained/pairs/accuracy", "baseline_chance/pairs/accuracy"} <= set(
+        again.facts["metrics"]
+    )
+
+
+def test_what_a_set_holds_counts_and_not_where_it_lies(tmp_path):
+    def key(config):
+        return identity(replace(CONFIG, minimal_pairs=(config,)), "c", "v", "s", "p", None).key
+
+    here, there = pairs_in(tmp_path / "here"), pairs_in(tmp_path / "there")
+    assert key(here) == key(there) != identity(CONFIG, "c", "v", "s", "p", None).key
+    assert key(pairs_in(tmp_path / "there", "the dog sat on the mat .")) != key(here)
+    with pytest.raises(UsageError, match=r"evaluation set pairs: .*nowhere"):
+        key(MinimalPairsConfig("pairs", (str(tmp_path / "nowhere" / "*.txt"),)))
+
+
+def test_the_order_of_training_files_counts_and_that_of_pairs_does_not(tmp_path):
+    rows = "text\tlabel\n" + "".join(f"{{}} {n}\t{n % 2}\n" for n in range(40))
+    for name in "ab":
+        (tmp_path / f"{name}.tsv").write_text(rows.replace("{}", name))
+    a, b = (str(tmp_path / f"{name}.tsv") for name in "ab")
+
+    def key(**sets):
+        return identity(replace(CONFIG, **sets), "c", "v", "s", "p", None).key
+
+    def texts(*train):
+        return key(classification=(ClassificationConfig("texts", train),))
+
+    assert len({texts(a, b), texts(b, a), texts(a), texts(a, a)}) == 4
+    pairs_in(tmp_path)
+    (tmp_path / "order-more.txt").write_text("b a\na b\n")
+    one, two = (str(tmp_path / f"order-{name}.txt") for name in ("words", "more"))
+    forth, back = (MinimalPairsConfig("pairs", files) for files in ((one, two), (two, one)))
+    assert key(minimal_pairs=(forth,)) == key(minimal_pairs=(back,))
+
+
+def test_two_sets_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="two evaluation sets are called 'pairs'"):
+        EvaluateConfig(minimal_pairs=(pairs_in(tmp_path), pairs_in(tmp_path)))
+
+
+def test_texts_that_do_not_fit_into_the_context_cost_a_figure_and_not_the_report(parts, tmp_path):
+    store, words, rows, weights, _ = parts
+    letters = tmp_path / "order-letters.txt"
+    letters.write_text("\n".join("q" * n for n in range(60, 70)))  # a token each, and the context has 32
+    config = replace(CONFIG, max_rows=2, minimal_pairs=(MinimalPairsConfig("letters", (str(letters),)),))
+    report, _ = scored(config, words, rows, weights, None, store)
+    assert [sentence.split()[0] for sentence in report.facts["left_out"]] == ["letters"]
+    assert "letters is left out" in report.path("report.html").read_text()
+    assert not any("/letters/" in name for name in report.facts["metrics"])

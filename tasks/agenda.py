@@ -1,0 +1,102 @@
+"""What an evaluation asks besides held-out tokens: a recipe's tasks, what of them the train split holds, sentences.
+
+The stage asks them of its model and the champion, `maskmill compare` of any models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import classification, cloze, minimal_pairs, pseudo_likelihood, tagging
+from .artifacts import Manifest, finish_unit, finished_unit
+from .battery import Seen, Task
+from .errors import NumericError
+from .exposure import exposure
+from .results import Exposure
+from .subjects import Subject
+
+READERS: dict[str, Callable[[Any], Task]] = {
+    "minimal_pairs": minimal_pairs.read,
+    "cloze": cloze.read,
+    "classification": classification.read,
+    "tagging": tagging.read,
+}
+"""Key of the settings that lists evaluation sets -> what reads one."""
+DOWNSTREAM = ("classification", "tagging")
+"""Those on which models are trained: there the untrained model is a baseline that says something."""
+TOP = 5
+"""Tokens that are shown for a [MASK]."""
+
+
+def tasks_of(
+    config: Any,
+    corpus: Manifest | None,
+    shards: Manifest | None = None,
+    ordinary: Sequence[Sequence[int]] | None = None,
+) -> list[Task]:
+    """The tasks of the settings of evaluate, read and checked, in the order of the report.
+
+    corpus      whose test split pseudo-likelihood is measured on; None leaves that out
+    shards      in the vocabulary of the model that is scored first: their counts are its unigram baseline
+    ordinary    half-open ranges of the ids that a text can have; with shards
+
+    Raises what the tasks' `read` raise: UsageError for evaluation sets, DataError for a corpus that cannot be read.
+    """
+    tasks: list[Task] = []
+    if corpus is not None:
+        counts_V = np.load(shards.whole("unigrams.npy"), allow_pickle=False) if shards else None
+        tasks.append(pseudo_likelihood.read(config.pseudo_likelihood, corpus, counts_V, ordinary))
+    return tasks + [read(one) for key, read in READERS.items() for one in getattr(config, key)]
+
+
+def seen(tasks: Iterable[Task], corpus: Manifest | None, scratch: Path) -> dict[str, Seen]:
+    """What the train split holds of the tasks' examples, by the task's name; a unit of work in `scratch`.
+
+    Empty without a corpus. Raises DataError where the corpus cannot be read.
+    """
+    if corpus is None:
+        return {}
+    found = finished_unit(scratch, "exposure")
+    if found is None:
+        texts = {task.name: some for task in tasks if (some := list(task.texts()))}
+        words = {task.name: some for task in tasks if (some := list(task.words()))}
+        result = exposure(corpus, texts, words)
+        pages = {
+            name: {"exposure": asdict(one) if name in texts else None, "words": often}
+            for name, (one, often) in result.items()
+        }
+        found = finish_unit(scratch, "exposure", [], pages)
+    return {
+        name: Seen(Exposure(**page["exposure"]) if page["exposure"] else None, page["words"])
+        for name, page in found.items()
+    }
+
+
+def filled(subject: Subject, sentences: Iterable[str]) -> list[dict[str, Any]]:
+    """For each sentence {"text", "masks"}: of each [MASK] the TOP most probable tokens with their probabilities. No
+    masks where the model cannot read the sentence: it is longer than the context."""
+    return [{"text": text, "masks": list(_masks(subject, text))} for text in sentences]
+
+
+def _masks(subject: Subject, text: str) -> Iterator[list[dict[str, Any]]]:
+    encoded = subject.encode([text], prompts=True)[0]
+    places = np.flatnonzero(encoded.ids == subject.mask_id)
+    if len(encoded) > subject.length or not len(places):
+        return
+    for log_p_V in torch.log_softmax(subject.logits([encoded.ids], [places]), dim=1):
+        if torch.isnan(log_p_V).any():
+            raise NumericError(f"{subject.label} gives probabilities that are not finite; its weights are of no use.")
+        order = log_p_V.argsort(descending=True, stable=True)[:TOP]
+        yield [
+            {
+                "token": subject.decode(np.array([int(token)])) or f"id {int(token)}",
+                "probability": round(float(log_p_V[token].exp()), 6),
+            }
+            for token in order
+        ]
