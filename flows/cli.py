@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows import environment
-from tasks.artifacts import NO_SPACE
+from tasks.artifacts import NO_SPACE, write_atomic
 from tasks.errors import EXIT_CODES, DiskFullError, InterruptedRun, MaskmillError, UsageError
 from tasks.progress import say
 
@@ -236,6 +237,43 @@ def predict(
     environment.reach_hub(False)
     answers = versions.predict(text, model, top)
     _json(answers) if as_json else summary.show_predictions(text, answers)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="A folder in transformers format, NAME[@ALIAS|/VERSION], a hub name."),
+    ],
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="Whose evaluation sets and corpus: a recipe's name, or a YAML file.")
+    ] = "quickstart",
+    source: Source = [],  # noqa: B006
+    set_: Setting = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="The report; default: below the home.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask models the evaluation sets of a recipe, and show their scores side by side.
+
+    Any masked language models: their tokenizers may differ. What is finished is kept, so a comparison that was stopped
+    goes on where it was.
+
+    Example: maskmill compare quickstart bert-base-uncased --recipe my-recipe.yaml
+    """
+    from flows import compare, recipes
+    from tasks import report
+
+    home = _home()
+    words = ["maskmill", "compare", *models, "--recipe", recipe]
+    words += [word for one in source for word in ("--source", one)] + [word for one in set_ for word in ("--set", one)]
+    mill = recipes.load(recipe, source, set_)
+    environment.reach_hub(any(not Path(one).expanduser().is_dir() for one in models))
+    found = compare.compare(models, mill, home, _store(home), shlex.join(words))
+    file = (out or compare.place(found, home)).absolute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, report.page(found).encode())
+    _json(report.as_json(found) | {"html": str(file)}) if as_json else compare.show(found, file)
 
 
 @app.command()

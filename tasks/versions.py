@@ -84,6 +84,39 @@ def load_model(spec: str | None = None, home: Path | None = None) -> Any:
 # Looking things up.
 
 
+def names(home: Path) -> list[str]:
+    """Models in the registry; none where there is no registry yet."""
+    if not tracking.exists(home):
+        return []
+    with explained(home):
+        return sorted(model.name for model in tracking.connect(home).search_registered_models())
+
+
+def find(spec: str, home: Path) -> Version:
+    """The version that NAME, NAME@ALIAS or NAME/VERSION stands for. Raises UsageError naming what exists."""
+    name, alias, number = _parse(spec)
+    if not tracking.exists(home):
+        raise UsageError(f"There is no registry in {home} yet; start with: maskmill run quickstart")
+    with explained(home):
+        return _find(tracking.connect(home), name, alias, number)
+
+
+def fetch(version: Version, home: Path, target: Path) -> Path:
+    """The folder of a version's model in transformers' format, from wherever the registry keeps it.
+
+    target      an empty folder for it, if it has to be brought here
+    Raises DataError where it is gone.
+    """
+    with explained(home), fluent(home) as mlflow:
+        try:
+            address = f"models:/{version.name}/{version.version}"
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(target)))
+        except mlflow.exceptions.MlflowException as error:
+            said = error.message.splitlines()[0]
+            raise DataError(f"{version.name} version {version.version} cannot be loaded: {said}") from error
+    return folder / "artifacts" / "model"
+
+
 def known_model(client: "MlflowClient", name: str) -> Any:
     """The registered model, or None."""
     return next(iter(client.search_registered_models(f"name = '{name}'", max_results=1)), None)

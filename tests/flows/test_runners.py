@@ -97,7 +97,8 @@ def states(api: str, name: str) -> dict[str, str]:
 RESULTS = [[{"number": number}, digest_of({"number": number})] for number in range(7)]
 
 
-@pytest.mark.parametrize("name", ["dask", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dask", "ray"])
 def test_a_cluster_gives_the_same_results_in_order_and_leaves_nothing(
     name: str, tmp_path: Path, prefect_server: str
 ) -> None:
