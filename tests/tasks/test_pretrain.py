@@ -394,6 +394,7 @@ def test_shorter_shards_must_be_those_of_the_settings(tmp_path):
         pretrain(config, vocabulary, handmade.shards(store, length=16), store)
 
 
+@pytest.mark.slow
 def test_a_fork_goes_on_from_the_stable_phase_and_one_of_the_same_budget_ends_where_its_run_did(tmp_path):
     store = Store(tmp_path)
     vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)

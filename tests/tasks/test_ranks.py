@@ -199,6 +199,7 @@ def test_a_rank_that_fails_in_a_step_ends_the_others_within_seconds(
         assert again.digest == two_ranks.digest and again.measured()["resumed_at_steps"] == [4]
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_the_first_rank_ends_all(tmp_path):
     store = Store(tmp_path)
     vocabulary, shards = handmade.vocabulary(store), handmade.shards(store)
@@ -210,6 +211,7 @@ def test_a_full_disk_of_the_first_rank_ends_all(tmp_path):
         pretrain(TWO, vocabulary, shards, store, at_step(2, limit))
 
 
+@pytest.mark.slow
 def test_slices_of_the_model_learn_what_whole_ones_do_and_go_on_with_another_world(two_ranks, tmp_path):
     sliced = replace(TWO, parallel="fsdp")
     with pytest.raises(InterruptedRun):

@@ -349,6 +349,7 @@ def served(home):
             server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_was_away_during_a_training_and_at_its_end_has_all_of_it_later_once(home, client, capsys):
     with served(home) as server:
         tracker = tracking.Tracker(home, "told", "run-8", "tiny", {"recipe": "tiny"}, {"seed": 1})
