@@ -24,7 +24,6 @@ from .sheet import in_html
 from .sheet import name_of as isolated
 
 ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better"), "": ("", "")}
-NBSP = "\u00a0"
 
 
 def section(one: Outcome, names: Mapping[str, str]) -> str:
