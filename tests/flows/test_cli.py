@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows import cli, ledger
+from flows import cli, ledger, terminal
 from tasks import errors
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def said(arguments: list[str], code: int) -> str:
-    result = runner.invoke(cli.app, arguments)
+    result = runner.invoke(cli.terminal.app, arguments)
     assert result.exit_code == code, result.output
     return " ".join(result.output.split())
 
@@ -85,7 +85,7 @@ def test_an_internal_error_hides_its_traceback_until_asked(monkeypatch: pytest.M
         raise ZeroDivisionError("odd")
 
     monkeypatch.setattr(ledger, "read", fail)
-    monkeypatch.setattr(cli, "debugging", False)
+    monkeypatch.setattr(terminal, "debugging", False)
     assert said(["runs"], 1) == "Internal error: ZeroDivisionError: odd. Run again with --debug for the traceback."
     assert "Traceback" in said(["runs", "--debug"], 1)
 
@@ -95,7 +95,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ledger, "read", fail)
-    assert said(["runs"], 75) == cli.AGAIN
+    assert said(["runs"], 75) == terminal.AGAIN
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_mlflow_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch,
 
 def test_plan_is_a_table_for_people_and_json_for_programs(texts: Path) -> None:
     assert "not made yet" in said(["plan", "tiny", "--source", str(texts)], 0)
-    page = json.loads(runner.invoke(cli.app, ["plan", "tiny", "--source", str(texts), "--json"]).stdout)
+    page = json.loads(runner.invoke(cli.terminal.app, ["plan", "tiny", "--source", str(texts), "--json"]).stdout)
     assert [it["stage"] for it in page] == list(ledger.STAGES)
 
 
@@ -151,7 +151,7 @@ def test_verify_names_what_is_damaged(home: Path) -> None:
     assert str(manifest.folder / "tokenizer.json") in said(["verify"], 65)
     assert "1 of 1 artifacts damaged; checked: 1 vocabulary" in said(["verify", "vocabulary"], 65)
     assert "nothing is there yet" in said(["verify", "shards"], 0)
-    report = json.loads(runner.invoke(cli.app, ["verify", "--json"]).stdout)
+    report = json.loads(runner.invoke(cli.terminal.app, ["verify", "--json"]).stdout)
     assert len(report["findings"]) == 1 and report["artifacts"] == {"vocabulary": 1}
     assert report["damaged"] == 1
 
@@ -163,19 +163,19 @@ def test_runs_shows_the_state_and_the_command(home: Path) -> None:
         raise errors.DataError("shard 3 is damaged.")
     text = said(["runs"], 0)
     assert "failed shards" in text and "maskmill run tiny --from shards" in text and "shard 3 is damaged." in text
-    (page,) = json.loads(runner.invoke(cli.app, ["runs", "--json"]).stdout)
+    (page,) = json.loads(runner.invoke(cli.terminal.app, ["runs", "--json"]).stdout)
     assert (page["state"], page["stage"], page["exit_code"]) == ("failed", "shards", 65)
 
 
 def test_the_parameters_of_typer_errors_are_left_to_typer() -> None:
-    with pytest.raises(typer.BadParameter), cli.explained():
+    with pytest.raises(typer.BadParameter), terminal.explained():
         raise typer.BadParameter("odd")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_batch_system_s_signals_are_a_ctrl_c_in_every_stage(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
-    monkeypatch.setattr(cli, "app", lambda **_: signal.raise_signal(number))
+    monkeypatch.setattr(terminal, "app", lambda **_: signal.raise_signal(number))
     try:
         with pytest.raises(KeyboardInterrupt):
             cli.main()
@@ -188,7 +188,7 @@ def test_a_batch_system_s_signals_are_a_ctrl_c_in_every_stage(number: int, monke
 def test_what_the_system_refuses_is_one_sentence_with_its_status(
     number: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as stopped, cli.explained():
+    with pytest.raises(typer.Exit) as stopped, terminal.explained():
         raise OSError(number, os.strerror(number), "some/where")
     assert stopped.value.exit_code == code
     assert "some/where" in capsys.readouterr().err

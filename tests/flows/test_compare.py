@@ -267,7 +267,7 @@ def command(house, monkeypatch):
     monkeypatch.setattr(recipes, "load", lambda *_: house.recipe)
 
     def run(*arguments: str, code: int = 0) -> str:
-        result = CliRunner().invoke(cli.app, ["compare", *arguments])
+        result = CliRunner().invoke(cli.terminal.app, ["compare", *arguments])
         assert result.exit_code == code, result.output
         return result.stdout if code == 0 else " ".join(result.output.split())
 

@@ -82,7 +82,10 @@ def test_the_stages_before_training_are_made_once_and_training_gets_them(
     texts: Path, calls: list[Any], home: Path
 ) -> None:
     command = ["profile", "tiny", "--source", str(texts), "--steps", "7", "--set", "pretrain.width=16"]
-    first, second = runner.invoke(cli.app, [*command, "--json"]), runner.invoke(cli.app, [*command, "--json"])
+    first, second = (
+        runner.invoke(cli.terminal.app, [*command, "--json"]),
+        runner.invoke(cli.terminal.app, [*command, "--json"]),
+    )
     assert first.exit_code == second.exit_code == 0, first.output
     assert json.loads(first.stdout) == FOUND
     for stage in ("corpus", "vocabulary", "shards"):
@@ -103,7 +106,7 @@ def test_an_error_of_the_training_process_keeps_its_exit_status(texts: Path, mon
         raise NumericError("pretrain: step 3 has loss nan; lower pretrain.learning_rate.")
 
     monkeypatch.setattr(pretrain, "profile", fail, raising=False)
-    result = runner.invoke(cli.app, ["profile", "tiny", "--source", str(texts)])
+    result = runner.invoke(cli.terminal.app, ["profile", "tiny", "--source", str(texts)])
     assert result.exit_code == 78 and "Error: pretrain: step 3 has loss nan" in result.stderr
 
 
