@@ -18,7 +18,7 @@ from .artifacts import Manifest, finish_unit, finished_unit
 from .battery import Seen, Task
 from .errors import NumericError
 from .exposure import exposure
-from .results import Exposure
+from .results import Exposure, name_of
 from .subjects import Subject
 
 READERS: dict[str, Callable[[Any], Task]] = {
@@ -91,7 +91,9 @@ def _masks(subject: Subject, text: str) -> Iterator[list[dict[str, Any]]]:
         return
     for log_p_V in torch.log_softmax(subject.logits([encoded.ids], [places]), dim=1):
         if torch.isnan(log_p_V).any():
-            raise NumericError(f"{subject.label} gives probabilities that are not finite; its weights are of no use.")
+            raise NumericError(
+                f"{name_of(subject.label)} gives probabilities that are not finite: its weights are of no use."
+            )
         order = log_p_V.argsort(descending=True, stable=True)[:TOP]
         yield [
             {

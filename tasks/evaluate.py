@@ -11,7 +11,6 @@ part of the identity.
 
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from .artifacts import (
     write_atomic,
 )
 from .errors import DataError, NumericError, UsageError
-from .evaluate_config import MASK, EvaluateConfig, settings
+from .evaluate_config import EvaluateConfig, settings
 from .keys import permutation
 from .masking import EVALUATION_SEED, fraction
 from .progress import progress, say
@@ -114,7 +113,7 @@ class _Build:
 
         with threads(self.this.config["threads"]):
             model = self._subject(self.pretrain, self.vocabulary, MODEL)
-            predictions = [self._prediction(model, text) for text in self.config.sentences]
+            predictions = self._predictions(model)
             rows, intrinsic = self._intrinsic(workspace.scratch, model)
             self._check(intrinsic)
             found, left_out = self._tasks(workspace.scratch, model)
@@ -268,21 +267,16 @@ class _Build:
         files = {name: entry.sha256 for name, entry in self.shards.files.items() if name.startswith("test-")}
         return digest_of([self.vocabulary.digest, files, list(rows), EVALUATION_SEED])
 
-    def _prediction(self, model: "Ours", text: str) -> dict[str, Any]:
-        from .scoring import fill
-        from .tokens import open_for_prompts
+    def _predictions(self, model: "Ours") -> list[dict[str, Any]]:
+        from . import agenda
 
-        tokenizer = open_for_prompts(self.vocabulary.whole("tokenizer.json"))
-        typed = text.replace(MASK, self.vocabulary.facts.get("special_names", {}).get("mask", MASK))
-        ids = tokenizer.encode(unicodedata.normalize("NFC", typed)).ids
-        if len(ids) > model.length:
-            raise UsageError(
-                f"evaluate.sentences: {text!r} has {len(ids)} tokens, the context only {model.length}; cut it."
-            )
-        if model.mask_id not in ids:
-            raise DataError(f"{self.vocabulary.folder} holds a tokenizer that does not know {MASK}; run it again.")
-        masks = fill(model.model, ids, 5, lambda token: tokenizer.decode([token], skip_special_tokens=False))
-        return {"text": text, "masks": masks}
+        found = agenda.filled(model, self.config.sentences)
+        for one in found:
+            if not one["masks"]:
+                raise UsageError(
+                    f"evaluate.sentences: {one['text']!r} is longer than the context, {model.length} tokens; cut it."
+                )
+        return found
 
     # Pictures.
 

@@ -244,19 +244,3 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def fill(
-    model: MaskedLanguageModel, ids: Sequence[int], top: int, decode: Callable[[int], str]
-) -> list[list[dict[str, Any]]]:
-    """For each [MASK] among the ids of one text, the `top` most probable tokens with their probabilities."""
-    tokens_BL = torch.tensor([ids])
-    masked_M = (tokens_BL[0] == model.config.mask_id).nonzero()[:, 0]
-    with torch.inference_mode():
-        logits_MV = model_scorer(model)(tokens_BL, torch.zeros_like(tokens_BL), masked_M)
-        probability_MV = logits_MV.float().softmax(dim=-1)
-    order_MK = probability_MV.argsort(dim=1, descending=True, stable=True)[:, :top]
-    return [
-        [{"token": decode(int(token)), "probability": round(float(probability_V[token]), 6)} for token in order_K]
-        for order_K, probability_V in zip(order_MK, probability_MV, strict=True)
-    ]

@@ -203,7 +203,23 @@ class Ours(Subject):
     def untrained(self, seed: int) -> Ours:
         model = MaskedLanguageModel(self.config)
         initialise(model, seed, self.counts_V)
-        return Ours(model.to(self.device), self._path, self.label, self.counts_V)
+        return Untrained(model.to(self.device), self._path, self.label, self.counts_V)
+
+
+class Untrained(Ours):
+    """One before its first step. Its blocks are the identity (`encoder.initialise`), so what it says of a position
+    depends on the id there alone: each is computed once."""
+
+    def logits(self, sequences: Sequence[Ids], at: Sequence[Ids]) -> Tensor:
+        if not sum(map(len, at)):
+            return torch.zeros(0, self.vocabulary_size)
+        ids_M = np.concatenate([ids[places] for ids, places in zip(sequences, at, strict=True)])
+        different, which_M = np.unique(ids_M, return_inverse=True)
+        encoder = self.model.encoder
+        with torch.inference_mode():
+            h = encoder.embedding(torch.from_numpy(different).to(self.device))
+            logits: Tensor = self.model.head(encoder.final_norm(encoder.embedding_norm(h)))
+            return logits.float().cpu()[torch.from_numpy(which_M)]
 
 
 class Trainable(nn.Module):

@@ -238,7 +238,7 @@ def test_weights_that_are_not_finite_are_refused(parts, tmp_path):
     _, words, rows, _, _ = parts
     store = Store(tmp_path)
     broken = small_model.pretrain(store, words, rows, noise=1e30)
-    with pytest.raises(NumericError, match="masked_cross_entropy"):
+    with pytest.raises(NumericError, match="this model gives probabilities that are not finite"):
         scored(CONFIG, words, rows, broken, None, store)
 
 

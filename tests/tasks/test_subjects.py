@@ -199,7 +199,7 @@ def test_a_model_of_the_store_and_what_it_was_before(vocabulary, tmp_path):
     model = load_stock(made.folder / "model")
     initialise(model, 5, counts)
     sequences = [encoded.ids for encoded in subject.encode(TEXTS[:3])]
-    at = [np.array([1])] * 3
+    at = [np.arange(len(ids)) for ids in sequences]
     before, expected = subject.untrained(5), Ours(model, vocabulary.path("tokenizer.json"), "test")
     torch.testing.assert_close(before.logits(sequences, at), expected.logits(sequences, at))
     assert not torch.allclose(before.logits(sequences, at), subject.logits(sequences, at))
