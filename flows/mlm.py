@@ -19,7 +19,7 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.logging.handlers import APILogWorker  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 
-from flows import chain, recipes, runners  # noqa: E402
+from flows import chain, preempted, recipes, runners  # noqa: E402
 from flows.summary import Finished  # noqa: E402
 from tasks import corpus, evaluate, pretrain, registry, shards, vocabulary  # noqa: E402
 from tasks.artifacts import Manifest  # noqa: E402
@@ -75,7 +75,8 @@ def maskmill(
         wait: Seconds to wait for another run that is making the same artifact.
     """
     settings = recipes.load(recipe, source, set)
-    with chain.opened(settings, recipes.command(recipe, source, set, force_from), force_from, wait) as mill:
+    command = recipes.command(recipe, source, set, force_from)
+    with preempted.goes_on(), chain.opened(settings, command, force_from, wait) as mill:
         with runners.pool(settings.runner) as pool:
             documents = ingest(mill, settings.corpus, pool=pool)
             words = learn(mill, settings.vocabulary, documents)

@@ -1,0 +1,60 @@
+"""A run of a deployment whose training was preempted goes back into the queue, and a worker goes on with it.
+
+The training ends with status 75 at a step boundary, its checkpoint safe; the run's state becomes AwaitingRetry, the one
+that the Retry button sets, after a pause. Bad data, a full disk, a loss that is not finite are no reason to try again.
+A run on the command line has no worker that would take it up: it ends with status 75, and its user runs it again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import get_client, runtime
+from prefect.exceptions import Abort
+from prefect.states import AwaitingRetry, State
+from prefect.utilities.engine import propose_state_sync
+
+from tasks.errors import InterruptedRun
+from tasks.progress import say
+
+PAUSE = 30.0
+"""Seconds until a worker may take the run up again: what was interrupted is gone by then, and a machine that goes down
+is down."""
+MOST = 20
+"""Attempts of one run; then it fails, and a person looks."""
+
+
+@contextmanager
+def goes_on() -> Iterator[None]:
+    """An InterruptedRun in the block reschedules the flow run, where it belongs to a deployment.
+
+    Raises Abort then: Prefect's engine leaves the state as it is and the process ends with 0. An interruption that is a
+    cancellation, or the last of MOST attempts, is raised as it is.
+    """
+    try:
+        yield
+    except InterruptedRun as error:
+        run = runtime.flow_run.id
+        if not run or not runtime.deployment.id or not _reschedule(UUID(str(run)), error):
+            raise
+        raise Abort(f"Rescheduled: {error}") from error
+
+
+def _reschedule(run: UUID, error: InterruptedRun) -> bool:
+    """Does the server agree that the run is tried again?"""
+    attempts = runtime.flow_run.run_count
+    if attempts >= MOST:
+        say(f"This was attempt {attempts} of the run, the last one; it is not rescheduled.")
+        return False
+    at = datetime.now(UTC) + timedelta(seconds=PAUSE)
+    with get_client(sync_client=True) as client:
+        now = client.read_flow_run(run).state
+        if now is not None and (now.is_cancelling() or now.is_final()):
+            return False
+        state: State[Any] = AwaitingRetry(scheduled_time=at, message=f"Attempt {attempts} was interrupted: {error}")
+        accepted = propose_state_sync(client, state, flow_run_id=run)
+    if accepted.is_scheduled():
+        say(f"Interrupted; a worker goes on with this run in {PAUSE:.0f} s.")
+    return accepted.is_scheduled()
