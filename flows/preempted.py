@@ -12,8 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from prefect import get_client, runtime
+from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
-from prefect.states import AwaitingRetry, State
+from prefect.states import AwaitingRetry
 from prefect.utilities.engine import propose_state_sync
 
 from tasks.errors import InterruptedRun
