@@ -21,7 +21,7 @@ from flows import environment, ledger, plan, summary
 from flows.recipes import Recipe
 from tasks import registry
 from tasks.artifacts import Manifest, Store
-from tasks.errors import InterruptedRun, without_secrets
+from tasks.errors import InterruptedRun, UsageError, without_secrets
 from tasks.progress import clock, say
 from tasks.tracking import StageRun, Tracker
 
@@ -71,6 +71,22 @@ class Chain:
         self.rival = registry.champion(self.recipe.register.name, self.store, self.manifests["pretrain"].digest)
         return self.rival
 
+    def registered(self) -> tuple[Manifest, Manifest]:
+        """The champion's weights and its vocabulary, in place of those that a run makes.
+
+        Raises UsageError where there is none, or the store does not hold it (any more).
+        """
+        name = self.recipe.register.name
+        weights = registry.champion(name, self.store)
+        words = self.store.with_digest("vocabulary", weights.identity.inputs["vocabulary"]) if weights else None
+        if weights is None or words is None:
+            raise UsageError(f"There is no champion of {name} whose weights and vocabulary are in {self.store.root}.")
+        if self.recipe.shards.length > weights.facts["model"]["length"]:
+            context = weights.facts["model"]["length"]
+            raise UsageError(f"shards.length: the champion of {name} reads {context} tokens at most; give no more.")
+        self.manifests |= {"pretrain": weights, "vocabulary": words}
+        return weights, words
+
     def links(self) -> dict[str, Any]:
         """What the registry writes beside a version, for people; MLflow's run should be there by then."""
         self.tracker.flush()
@@ -78,7 +94,8 @@ class Chain:
 
     def finished(self) -> summary.Finished:
         """What the flow hands back."""
-        version = registry.registered(self.manifests["register"])
+        made = self.manifests.get("register")
+        version = registry.registered(made) if made else None
         return summary.Finished(self.recipe.name, self.manifests, self.recorder.entry.stages, version)
 
     @contextmanager

@@ -5,11 +5,11 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import environment, model_commands, terminal
+from flows import environment, model_commands, schedule_commands, terminal
 
 
 @terminal.app.command()
@@ -25,6 +25,50 @@ def run(
 
     Example: maskmill run quickstart --source ~/texts --set pretrain.tokens=5000000
     """
+    _run("maskmill", recipe, source, set_, from_, wait, force_from=from_)
+
+
+@terminal.app.command()
+def data(
+    recipe: terminal.RecipeName,
+    source: terminal.Source = [],  # noqa: B006
+    set_: terminal.Setting = [],  # noqa: B006
+    from_: terminal.From = None,
+    wait: terminal.Wait = 600.0,
+    debug: terminal.Debug = False,
+) -> None:
+    """Make corpus, vocabulary and shards only, so that a training finds them.
+
+    Example: maskmill data quickstart --source ~/texts
+    """
+    _run("data", recipe, source, set_, from_, wait, force_from=from_)
+
+
+@terminal.app.command()
+def examine(
+    recipe: terminal.RecipeName,
+    source: terminal.Source = [],  # noqa: B006
+    set_: terminal.Setting = [],  # noqa: B006
+    wait: terminal.Wait = 600.0,
+    debug: terminal.Debug = False,
+) -> None:
+    """Score the champion on what the sources hold now.
+
+    Example: maskmill examine quickstart --source ~/new-texts
+    """
+    _run("examine", recipe, source, set_, None, wait)
+
+
+def _run(
+    flow: str,
+    recipe: str,
+    source: list[str],
+    set_: list[str],
+    from_: str | None,
+    wait: float,
+    **others: Any,
+) -> None:
+    """One of the flows of flows/mlm.py, by its name."""
     from flows import plan, recipes, ui
 
     home = terminal.home()
@@ -38,7 +82,7 @@ def run(
             for name in ("prefect.flow_runs", "prefect.task_runs"):
                 logging.getLogger(name).propagate = False
         try:
-            result = mlm.maskmill(recipe, list(source), list(set_), cast(Any, from_), wait)
+            result = getattr(mlm, flow)(recipe, list(source), list(set_), wait=wait, **others)
         finally:
             mlm.deliver()
     summary.show(result)
@@ -154,7 +198,7 @@ def ui(
     ui.serve(home, prefect_port, mlflow_port)
 
 
-for command in (model_commands.predict, model_commands.compare):
+for command in (schedule_commands.deploy, schedule_commands.worker, model_commands.predict, model_commands.compare):
     terminal.app.command()(command)
 
 

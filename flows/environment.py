@@ -43,6 +43,7 @@ def settle(home: Path) -> None:
         "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; deployments/automations.yaml waits for four of them
         # Prefect's default serializer is pickle. Nothing of ours is persisted there, and nothing is to be unpickled.
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -19,7 +19,7 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.logging.handlers import APILogWorker  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 
-from flows import chain, preempted, recipes, runners  # noqa: E402
+from flows import chain, preempted, recipes, runners, slots  # noqa: E402
 from flows.summary import Finished  # noqa: E402
 from tasks import corpus, evaluate, pretrain, registry, shards, vocabulary  # noqa: E402
 from tasks.artifacts import Manifest  # noqa: E402
@@ -57,7 +57,10 @@ score = stage(evaluate.evaluate)
 publish = stage(registry.register)
 
 
-@flow(name="maskmill", flow_run_name=chain.run_name, persist_result=False)
+OPTIONS: dict[str, Any] = {"flow_run_name": chain.run_name, "persist_result": False}
+
+
+@flow(name="maskmill", **OPTIONS)
 def maskmill(
     recipe: str = "quickstart",
     source: list[str] = [],  # noqa: B006  (Prefect copies it, and its form shows it)
@@ -77,15 +80,73 @@ def maskmill(
     settings = recipes.load(recipe, source, set)
     command = recipes.command(recipe, source, set, force_from)
     with preempted.goes_on(), chain.opened(settings, command, force_from, wait) as mill:
-        with runners.pool(settings.runner) as pool:
-            documents = ingest(mill, settings.corpus, pool=pool)
-            words = learn(mill, settings.vocabulary, documents)
-            rows = shard(mill, settings.shards, documents, words, pool=pool)
-            shorter = [shard(mill, config, documents, words, pool=pool) for config in settings.shorter]
-        weights = train(mill, settings.pretrain, words, rows, on_metrics=mill.metrics, shorter=shorter, fork=mill.fork)
+        documents, words, rows, shorter = prepare(mill, settings)
+        with slots.training():
+            given = {"on_metrics": mill.metrics, "shorter": shorter, "fork": mill.fork}
+            weights = train(mill, settings.pretrain, words, rows, **given)
         report = score(mill, settings.evaluate, documents, words, rows, weights, mill.champion())
         publish(mill, settings.register, documents, words, rows, weights, report, **mill.links())
         return mill.finished()
+
+
+@flow(name="maskmill-data", **OPTIONS)
+def data(
+    recipe: str = "quickstart",
+    source: list[str] = [],  # noqa: B006
+    set: list[str] = [],  # noqa: B006
+    force_from: StageName | None = None,
+    wait: float = 600.0,
+) -> Finished:
+    """Corpus, vocabulary and shards, so that a training finds them made.
+
+    Args:
+        recipe: A name in deployments/recipes/, or the path of a YAML file.
+        source: Files, folders, globs or hf:NAME that take the place of the recipe's sources.
+        set: Settings that differ from the recipe's, each as key.sub=value, such as shards.length=256.
+        force_from: Make this stage and those that follow again, although they are there.
+        wait: Seconds to wait for another run that is making the same artifact.
+    """
+    settings = recipes.load(recipe, source, set)
+    command = recipes.command(recipe, source, set, force_from, verb="data")
+    with chain.opened(settings, command, force_from, wait) as mill:
+        prepare(mill, settings)
+        return mill.finished()
+
+
+@flow(name="maskmill-examine", **OPTIONS)
+def examine(
+    recipe: str = "quickstart",
+    source: list[str] = [],  # noqa: B006
+    set: list[str] = [],  # noqa: B006
+    wait: float = 600.0,
+) -> Finished:
+    """Scores the champion on what the sources hold now: the test split of a new corpus, in the champion's vocabulary.
+
+    Args:
+        recipe: A name in deployments/recipes/, or the path of a YAML file. Its register.name says whose champion.
+        source: Files, folders, globs or hf:NAME that take the place of the recipe's sources.
+        set: Settings that differ from the recipe's, each as key.sub=value, such as evaluate.max_rows=512.
+        wait: Seconds to wait for another run that is making the same artifact.
+    """
+    settings = recipes.load(recipe, source, set)
+    command = recipes.command(recipe, source, set, verb="examine")
+    with chain.opened(settings, command, None, wait) as mill:
+        weights, words = mill.registered()
+        with runners.pool(settings.runner) as pool:
+            documents = ingest(mill, settings.corpus, pool=pool)
+            rows = shard(mill, settings.shards, documents, words, pool=pool)
+        score(mill, settings.evaluate, documents, words, rows, weights, None)
+        return mill.finished()
+
+
+def prepare(mill: chain.Chain, settings: recipes.Recipe) -> tuple[Manifest, Manifest, Manifest, list[Manifest]]:
+    """The stages on data: corpus, vocabulary, shards, shards of each of the shorter lengths."""
+    with runners.pool(settings.runner) as pool:
+        documents = ingest(mill, settings.corpus, pool=pool)
+        words = learn(mill, settings.vocabulary, documents)
+        rows = shard(mill, settings.shards, documents, words, pool=pool)
+        shorter = [shard(mill, config, documents, words, pool=pool) for config in settings.shorter]
+    return documents, words, rows, shorter
 
 
 def deliver() -> None:

@@ -142,10 +142,11 @@ def command(
     overrides: Sequence[str] = (),
     force_from: str | None = None,
     wait: float | None = None,
+    verb: str = "run",
 ) -> str:
     """The command that runs the same again, from any folder, ready for a shell."""
     path = find(name_or_path)
-    words = ["maskmill", "run", name_or_path if path.parent == FOLDER else str(path)]
+    words = ["maskmill", verb, name_or_path if path.parent == FOLDER else str(path)]
     for source in sources:
         words += ["--source", _anchored(source, Path.cwd())]
     for override in overrides:

@@ -38,7 +38,18 @@ def show(run: Finished) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 80
-    facts = run.manifests["evaluate"].facts
+    if "evaluate" in run.manifests:
+        _show_scores(console, run.manifests["evaluate"].facts)
+    console.print(_stages(run))
+    console.print()
+    if run.version:
+        _show_version(console, run.version, run.manifests["evaluate"].facts["predictions"])
+    if "register" in run.manifests and (found := forks(run.manifests["pretrain"])):
+        console.print(f"Go on from it {found}", markup=False, soft_wrap=True)
+    console.print("Both UIs      maskmill ui")
+
+
+def _show_scores(console: Any, facts: Mapping[str, Any]) -> None:
     console.print()
     console.print(_scores(facts))
     console.print()
@@ -47,19 +58,15 @@ def show(run: Finished) -> None:
         console.print()
     for prediction in facts["predictions"]:
         _print_predictions(console, prediction["text"], prediction["masks"])
-    console.print(_stages(run))
-    console.print()
-    if run.version:
-        aliases = " ".join(f"@{alias}" for alias in run.version.aliases)
-        name, number = run.version.name, run.version.version
-        console.print(f"Registered    {name} version {number} {aliases}", markup=False)
-        console.print(f"              {run.version.tags.get('verdict', '')}", markup=False, soft_wrap=True)
-        text = facts["predictions"][0]["text"] if facts["predictions"] else "A [MASK]."
-        command = shlex.join(["maskmill", "predict", text, "--model", f"{name}/{number}"])
-        console.print(f"Try it        {command}", markup=False, soft_wrap=True)
-    if found := forks(run.manifests["pretrain"]):
-        console.print(f"Go on from it {found}", markup=False, soft_wrap=True)
-    console.print("Both UIs      maskmill ui")
+
+
+def _show_version(console: Any, version: Version, predictions: Sequence[Mapping[str, Any]]) -> None:
+    aliases = " ".join(f"@{alias}" for alias in version.aliases)
+    console.print(f"Registered    {version.name} version {version.version} {aliases}", markup=False)
+    console.print(f"              {version.tags.get('verdict', '')}", markup=False, soft_wrap=True)
+    text = predictions[0]["text"] if predictions else "A [MASK]."
+    command = shlex.join(["maskmill", "predict", text, "--model", f"{version.name}/{version.version}"])
+    console.print(f"Try it        {command}", markup=False, soft_wrap=True)
 
 
 def forks(weights: Manifest) -> str:
@@ -141,8 +148,8 @@ def _stages(run: Finished) -> Any:
     table.add_column("")
     table.add_column("seconds", justify="right")
     table.add_column("what")
-    for name, manifest in run.manifests.items():
-        entry = run.stages[name]
+    for name, entry in run.stages.items():
+        manifest = run.manifests[name]
         table.add_row(name, entry["state"], f"{entry['seconds']:.1f}", what(manifest))
     return table
 

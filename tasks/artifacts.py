@@ -162,6 +162,14 @@ class Store:
         folders = [path for path in (self.root / stage).glob("[!.]*") if path.is_dir()]
         return sorted(folders, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
+    def with_digest(self, stage: str, digest: str) -> Manifest | None:
+        """The stage's artifact whose manifest has that digest; None where it is not there (any more), or damaged."""
+        for folder in self.folders(stage) if digest else ():
+            with suppress(DataError):
+                if (manifest := load(folder)).digest == digest:
+                    return manifest
+        return None
+
     def inspect(self, identity: Identity) -> tuple[Manifest | None, str]:
         """The artifact, and in one line why it is not there when it is not."""
         folder = self.folder(identity)
