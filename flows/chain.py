@@ -7,7 +7,7 @@ fails costs its picture of the run, never the run.
 import contextvars
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from threading import Thread
@@ -31,6 +31,8 @@ PATIENCE = 2.0
 """Seconds to wait for its last picture."""
 LONGEST = 300
 """Characters of an error in it."""
+CHANGES = 60
+"""Characters of a run's settings in its name."""
 
 
 class Page:
@@ -43,9 +45,20 @@ class Page:
 
 
 def run_name() -> str:
-    """How a flow run is called in the Prefect UI: the recipe and when it started."""
-    started = runtime.flow_run.scheduled_start_time
-    return f"{runtime.flow_run.parameters['recipe']} {started:%Y-%m-%d %H:%M:%S}"
+    """How a flow run is called in the Prefect UI: the recipe, what it changes, and when it started."""
+    started, given = runtime.flow_run.scheduled_start_time, runtime.flow_run.parameters
+    changes = " ".join(given["set"])
+    changes = f" {changes[:CHANGES]}{'…' if len(changes) > CHANGES else ''}" if changes else ""
+    return f"{given['recipe']}{changes} {started:%Y-%m-%d %H:%M:%S}"
+
+
+@contextmanager
+def mirrored(tell: Callable[[str], None] = say) -> Iterator[None]:
+    """Whatever the Prefect server does in this block, the run goes on; `tell` hears of the trouble."""
+    try:
+        yield
+    except Exception as error:
+        tell(f"Prefect cannot show all of this run ({type(error).__name__}: {error}); the run goes on")
 
 
 class Chain:
@@ -138,19 +151,15 @@ class Chain:
         self.recorder.stage(name, state, seconds=round(seconds, 3), digest=manifest.digest)
         say(f"{name:<10}  {state} in {seconds:.1f} s: {summary.what(manifest)}")
         entry = self.recorder.entry.stages[name]
-        with self._mirrored():
+        with mirrored(self._once):
             text = summary.card(name, manifest, entry, self.recipe.name)
             create_markdown_artifact(text, key=name.replace(" ", "-"), description=f"{name}: {state}")
 
-    @contextmanager
-    def _mirrored(self) -> Iterator[None]:
-        """Whatever the Prefect server does in this block, the run goes on; the first trouble is said once."""
-        try:
-            yield
-        except Exception as error:
-            if not self._warned:
-                say(f"Prefect cannot show all of this run ({type(error).__name__}: {error}); the run goes on")
-            self._warned = True
+    def _once(self, trouble: str) -> None:
+        """The first trouble with Prefect is said, no other."""
+        if not self._warned:
+            say(trouble)
+        self._warned = True
 
     def metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Takes new lines of the training's spool, for MLflow, and now and then draws a picture of it in Prefect.
@@ -180,7 +189,7 @@ class Chain:
             self._artist.join(PATIENCE)
 
     def _mirror(self, record: Mapping[str, Any], end: str) -> None:
-        with self._mirrored():
+        with mirrored(self._once):
             metrics = record["metrics"]
             said = f"step {record['step']:,}, loss {metrics.get('train/loss', float('nan')):.3f}"
             if end:

@@ -59,6 +59,36 @@ def examine(
     _run("examine", recipe, source, set_, None, wait)
 
 
+@terminal.app.command()
+def sweep(
+    recipe: terminal.RecipeName,
+    source: terminal.Source = [],  # noqa: B006
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY.SUB=VALUE,VALUE", help="Settings; those with commas are varied.")
+    ] = [],  # noqa: B006
+    wait: terminal.Wait = 600.0,
+    debug: terminal.Debug = False,
+) -> None:
+    """Run every combination of settings; what they have in common is made once. Ends with a table.
+
+    Example: maskmill sweep quickstart --set pretrain.learning_rate=0.003,0.006 --set shards.rate=15%,30%
+    """
+    from flows import recipes, ui
+
+    home = terminal.home()
+    recipes.load(recipe, source)
+    environment.check_mlflow()
+    with ui.prefect_api(home):
+        from flows import mlm, sweep
+
+        _quiet()
+        try:
+            found = sweep.sweep(recipe, list(source), list(set_), wait=wait)
+        finally:
+            mlm.deliver()
+    sweep.show(found)
+
+
 def _run(
     flow: str,
     recipe: str,
@@ -78,14 +108,19 @@ def _run(
     with ui.prefect_api(home):
         from flows import mlm, summary
 
-        if not terminal.debugging:  # errors reach the terminal as one sentence; the Prefect UI has the tracebacks
-            for name in ("prefect.flow_runs", "prefect.task_runs"):
-                logging.getLogger(name).propagate = False
+        _quiet()
         try:
             result = getattr(mlm, flow)(recipe, list(source), list(set_), wait=wait, **others)
         finally:
             mlm.deliver()
     summary.show(result)
+
+
+def _quiet() -> None:
+    """Errors reach the terminal as one sentence; the Prefect UI has the tracebacks."""
+    if not terminal.debugging:
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).propagate = False
 
 
 @terminal.app.command()
@@ -198,7 +233,14 @@ def ui(
     ui.serve(home, prefect_port, mlflow_port)
 
 
-for command in (schedule_commands.deploy, schedule_commands.worker, model_commands.predict, model_commands.compare):
+for command in (
+    schedule_commands.rerun,
+    schedule_commands.doctor,
+    schedule_commands.deploy,
+    schedule_commands.worker,
+    model_commands.predict,
+    model_commands.compare,
+):
     terminal.app.command()(command)
 
 

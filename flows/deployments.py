@@ -27,7 +27,6 @@ class Applied:
 
     server: str
     deployments: list[str]
-    """FLOW/NAME"""
     automations: list[str]
 
 
@@ -47,6 +46,14 @@ def reach(home: Path) -> str:
     return url
 
 
+def reachable(home: Path) -> bool:
+    """Is there a server? It is set for this process then."""
+    try:
+        return bool(reach(home))
+    except UsageError:
+        return False
+
+
 def deploy(home: Path, file: Path = FILE) -> Applied:
     """Applies a prefect.yaml from the checkout's root; work pools, the training slot and automations that are missing
     are made.
@@ -61,7 +68,7 @@ def deploy(home: Path, file: Path = FILE) -> Applied:
     _slot()
     say(f"deploying {len(listed)} deployments of {file} to {server}")
     _prefect("deploy", "--all", "--prefect-file", str(file))
-    return Applied(server, [f"{_flow(one)}/{one['name']}" for one in listed], _automations())
+    return Applied(server, [one["name"] for one in listed], _automations())
 
 
 def check(file: Path) -> list[dict[str, Any]]:
@@ -96,13 +103,6 @@ def _check_parameters(place: str, parameters: Mapping[str, Any]) -> None:
         recipes.load(parameters["recipe"], parameters.get("source", ()), parameters.get("set", ()))
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
-
-
-def _flow(deployment: Mapping[str, Any]) -> str:
-    """The name of its flow."""
-    from flows import mlm
-
-    return str(getattr(mlm, deployment["entrypoint"].partition(":")[2]).name)
 
 
 def _pool(name: str) -> None:
@@ -160,8 +160,7 @@ def _prefect(*words: str) -> None:
         raise MaskmillError(f"prefect {words[0]} failed: {said}")
 
 
-def work(home: Path, pool: str = POOL) -> int:
+def work(pool: str) -> int:
     """A worker of the pool in this terminal, until Ctrl-C. Its exit status."""
-    reach(home)
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     return subprocess.call(command, cwd=environment.CHECKOUT)

@@ -151,4 +151,5 @@ def show(entries: list[Entry]) -> None:
         console.print(line)
         if entry.error and entry.state != "interrupted":
             console.print(Text(f"    {entry.error}"))
-        console.print(Text(f"    {entry.command}", "dim"))
+        name = f"  (run {entry.flow_run_id[:8]})" if entry.flow_run_id else ""
+        console.print(Text(f"    {entry.command}{name}", "dim"))

@@ -1,12 +1,15 @@
-"""The commands about schedules: apply them, work off what is due."""
+"""The commands about schedules and reruns: apply them, work off what is due, run what failed again."""
 
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows import terminal
+from flows import environment, terminal
+from tasks.errors import UsageError
 
 
 def deploy(
@@ -40,6 +43,59 @@ def worker(
 
     Example: maskmill worker
     """
-    from flows import deployments
+    from flows import deployments, doctor
 
-    raise typer.Exit(deployments.work(terminal.home(), pool))
+    home = terminal.home()
+    deployments.reach(home)
+    for found in doctor.examine(home, again=True):  # this machine may have gone down in the middle of one
+        print(f"{found.name}: {found.what}")
+    raise typer.Exit(deployments.work(pool))
+
+
+def rerun(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Prefect's id of a flow run, or how it begins.")],
+    from_: terminal.From = None,
+    debug: terminal.Debug = False,
+) -> None:
+    """Run a flow run again: only what is missing or damaged is made, as by the Retry button or the same command.
+
+    One of a deployment goes back to the queue, for a worker; another runs in this terminal.
+
+    Example: maskmill rerun 0d1f2a3b --from evaluate
+    """
+    from flows import deployments, doctor
+    from flows.plan import INPUTS
+
+    home = terminal.home()
+    if from_ and from_ not in INPUTS:
+        raise UsageError(f"There is no stage {from_!r}; the stages are {', '.join(INPUTS)}.")
+    done = doctor.rerun(home, run, from_, deployments.reachable(home))
+    if isinstance(done, str):
+        print(done)
+        return
+    sys.stdout.flush()
+    os.chdir(environment.CHECKOUT)
+    os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *done])
+
+
+def doctor(
+    again: Annotated[bool, typer.Option("--rerun", help="Crashed runs of deployments go back to the queue.")] = False,
+    as_json: terminal.Json = False,
+    debug: terminal.Debug = False,
+) -> None:
+    """Set right what the Prefect server believes of runs whose process died, or was started twice.
+
+    Example: maskmill doctor --rerun
+    """
+    from flows import deployments, doctor
+
+    home = terminal.home()
+    deployments.reach(home)
+    findings = doctor.examine(home, again)
+    if as_json:
+        terminal.as_json(doctor.page(findings))
+        return
+    for found in findings:
+        print(f"{'mended' if found.mended else 'look':<7} {found.name}: {found.what}")
+    if not findings:
+        print("Every run is as the Prefect server has it.")
