@@ -2,7 +2,7 @@
 
 Reading order:
     mlm          the flow: six calls, one per stage
-    cli          maskmill run | plan | verify | predict | runs | ui
+    cli          maskmill run | plan | verify | predict | serve | runs | ui
     recipes      a YAML file becomes the settings of the six stages
     plan         what would run, and why
     runners      Dask or Ray as the place where the corpus is read

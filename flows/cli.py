@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import environment, model_commands, schedule_commands, terminal
+from flows import environment, model_commands, schedule_commands, serve_commands, terminal
 
 
 @terminal.app.command()
@@ -240,6 +240,7 @@ for command in (
     schedule_commands.worker,
     model_commands.predict,
     model_commands.compare,
+    serve_commands.serve,
 ):
     terminal.app.command()(command)
 

@@ -8,28 +8,42 @@ import typer
 
 from flows import environment, terminal
 from tasks.artifacts import write_atomic
+from tasks.progress import say
 
 
 def predict(
-    text: Annotated[str, typer.Argument(help="A text with one or more [MASK].")],
+    text: Annotated[str, typer.Argument(help="A text with one or more [MASK]; for --embedding any text.")],
     model: Annotated[
         str | None, typer.Option(metavar="NAME[@ALIAS|/VERSION]", help="Default: the champion of the only model.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Predictions for each [MASK].")] = 5,
+    targets: Annotated[str, typer.Option(metavar="WORDS", help="Rank only these, each one token.")] = "",
+    embedding: Annotated[bool, typer.Option("--embedding", help="The text as one vector instead.")] = False,
     as_json: terminal.Json = False,
     debug: terminal.Debug = False,
 ) -> None:
-    """Fill the masks of a text with a registered model.
+    """Fill the masks of a text with a registered model, or turn the text into a vector.
+
+    Which version answers is said on stderr; with --json in model, version, aliases and weights (their digest), beside
+    masks or embedding.
 
     Example: maskmill predict "Returns a [MASK] of the array." --top 3
     """
     from flows import summary
-    from tasks import versions
+    from tasks import serving
 
     environment.settle(terminal.home())
     environment.reach_hub(False)
-    answers = versions.predict(text, model, top)
-    terminal.as_json(answers) if as_json else summary.show_predictions(text, answers)
+    output = "embedding" if embedding else "fill-mask"
+    served, answer = serving.ask(text, model, {"top_k": top, "targets": targets, "output": output})
+    if as_json:
+        terminal.as_json(served.page() | {"embedding" if embedding else "masks": answer})
+        return
+    say(f"{served}:")
+    if embedding:
+        print(*(f"{value:.6f}" for value in answer))
+    else:
+        summary.show_predictions(text, answer)
 
 
 def compare(

@@ -21,6 +21,7 @@ from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, d
 from .card import card, lineage
 from .errors import DataError, UsageError
 from .progress import say
+from .serving import predict
 from .versions import (
     CHALLENGER,
     CHAMPION,
@@ -32,7 +33,6 @@ from .versions import (
     home_of,
     known_model,
     load_model,
-    predict,
     search,
     version_of,
     with_weights,
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 __all__ = ["RegisterConfig", "Version", "champion", "identity", "load_model", "predict", "register", "registered"]
 
 STAGE = "register"
-VERSION = 1
+VERSION = 2
 NOT_IDENTITY: set[str] = set()
 
 EXPERIMENT = "maskmill"
 """Experiment of a registration that is part of no run."""
 SERVER = "fill_mask.py"
 PARENTS = ("corpus", "vocabulary", "shards", "pretrain", "evaluate")
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors")
+REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors")
 """What fill_mask.py imports; written out, since MLflow's search for it takes 30 s."""
 
 
@@ -217,7 +217,7 @@ def _create(
                 name=name.replace(".", "-"),  # unlike a registered one, a logged model may have no dot
                 python_model=str(manifest.path(SERVER)),
                 artifacts={"model": str(manifest.path("model/config.json").parent)},
-                input_example=([_example(parents["evaluate"])], {"top_k": 5, "targets": ""}),
+                input_example=([_example(parents["evaluate"])], {"top_k": 5, "targets": "", "output": "fill-mask"}),
                 pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
                 tags={"weights": manifest.facts["weights"]},
             )

@@ -46,39 +46,19 @@ def check_name(name: str) -> str:
     return name
 
 
-def predict(
-    text: str, spec: str | None = None, top: int = 5, home: Path | None = None, targets: str = ""
-) -> list[list[dict[str, Any]]]:
-    """For each [MASK] of a text the `top` most probable tokens, by a registered model.
-
-    Raises UsageError about the text, the parameters, or a model that does not exist.
-    """
-    model = load_model(spec, home)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return list(model.predict([text], params={"top_k": top, "targets": targets})[0])
-    except MlflowException as error:
-        raise UsageError(re.sub(r"^Text 0\b", "The text", error.message)) from None
-
-
 def load_model(spec: str | None = None, home: Path | None = None) -> Any:
     """The pyfunc of NAME, NAME@ALIAS or NAME/VERSION; without an alias, the champion; without a name, the only model's.
 
     Raises UsageError naming what exists, DataError where files are not those that were registered.
     """
     home = home_of(home)
-    name, alias, number = _parse(spec)
-    if not tracking.exists(home):
-        raise UsageError(f"There is no registry in {home} yet; start with: maskmill run quickstart")
-    with explained(home):
-        version = _find(tracking.connect(home), name, alias, number)
-        with fluent(home) as mlflow:
-            try:
-                return mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
-            except mlflow.exceptions.MlflowException as error:
-                what = f"{version.name} version {version.version} cannot be loaded"
-                raise DataError(f"{what}: {error.message.splitlines()[0]}") from error
+    version = find(spec, home)
+    with explained(home), fluent(home) as mlflow:
+        try:
+            return mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+        except mlflow.exceptions.MlflowException as error:
+            what = f"{version.name} version {version.version} cannot be loaded"
+            raise DataError(f"{what}: {error.message.splitlines()[0]}") from error
 
 
 # Looking things up.
@@ -92,8 +72,9 @@ def names(home: Path) -> list[str]:
         return sorted(model.name for model in tracking.connect(home).search_registered_models())
 
 
-def find(spec: str, home: Path) -> Version:
-    """The version that NAME, NAME@ALIAS or NAME/VERSION stands for. Raises UsageError naming what exists."""
+def find(spec: str | None, home: Path) -> Version:
+    """The version that NAME, NAME@ALIAS or NAME/VERSION stands for; without an alias, the champion; without a name, of
+    the only model. Raises UsageError naming what exists."""
     name, alias, number = _parse(spec)
     if not tracking.exists(home):
         raise UsageError(f"There is no registry in {home} yet; start with: maskmill run quickstart")
@@ -101,16 +82,17 @@ def find(spec: str, home: Path) -> Version:
         return _find(tracking.connect(home), name, alias, number)
 
 
-def fetch(version: Version, home: Path, target: Path) -> Path:
+def fetch(version: Version, home: Path, target: Path | None) -> Path:
     """The folder of a version's model in transformers' format, from wherever the registry keeps it.
 
-    target      an empty folder for it, if it has to be brought here
+    target      an empty folder for it; None where MLflow shall say where it lies, if that is on this machine
     Raises DataError where it is gone.
     """
     with explained(home), fluent(home) as mlflow:
         try:
             address = f"models:/{version.name}/{version.version}"
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(target)))
+            place = str(target) if target else None
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=place))
         except mlflow.exceptions.MlflowException as error:
             said = error.message.splitlines()[0]
             raise DataError(f"{version.name} version {version.version} cannot be loaded: {said}") from error
@@ -166,7 +148,7 @@ def _find(client: "MlflowClient", name: str | None, alias: str, number: int | No
     if not names:
         raise UsageError("No model is registered yet; start with: maskmill run quickstart")
     if name is None and len(names) > 1:
-        raise UsageError(f"Which model? There are {', '.join(names)}; give one with --model.")
+        raise UsageError(f"Which model? There are {', '.join(names)}; name one.")
     name = name or names[0]
     if name not in names:
         raise UsageError(f"There is no model {name!r}; there are {', '.join(names)}.")

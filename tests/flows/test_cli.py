@@ -57,7 +57,7 @@ print("HEAVY", sorted({{name.partition(".")[0] for name in sys.modules}} & set({
     assert done.stdout.endswith("HEAVY []\n")
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "profile", "verify", "predict", "compare", "runs", "ui"])
+@pytest.mark.parametrize("command", ["run", "plan", "profile", "verify", "predict", "compare", "serve", "runs", "ui"])
 def test_every_command_shows_an_example(command: str) -> None:
     assert f"Example: maskmill {command}" in said([command, "--help"], 0)
 

@@ -1,4 +1,4 @@
-"""The served file: what it answers, what it refuses, and that it needs nothing of the project."""
+"""The served file: what it answers, what it refuses, that it is stock ModernBERT, and needs nothing of the project."""
 
 import hashlib
 import importlib.util
@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 from tasks import tokens
 from tasks.artifacts import Store
+from tasks.encoder import EncoderConfig, MaskedLanguageModel
+from tasks.stock import save_stock
 from tasks.vocabulary import VocabularyConfig, vocabulary
 from tests.tasks import handmade, other_tokenizers, small_model, test_vocabulary
 
@@ -24,6 +28,10 @@ def write_model(store: Store, folder: Path) -> Path:
     folder.mkdir()
     for name in FILES:
         (folder / name).write_bytes(weights.path(f"model/{name}").read_bytes())
+    return sealed(folder)
+
+
+def sealed(folder: Path) -> Path:
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
     (folder / "digests.json").write_text(json.dumps({"sha256": digests}))
     return folder
@@ -33,6 +41,36 @@ def write_model(store: Store, folder: Path) -> Path:
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     return write_model(Store(root / "store"), root / "model")
+
+
+@pytest.fixture(scope="module")
+def long(folder, served, tmp_path_factory):
+    """A model whose texts are longer than its windows, with every parameter random. And its folder."""
+    sizes = EncoderConfig(281, length=96, layers=5, width=32, heads=2, intermediate=48, global_every=3, window=12)
+    network, generator = MaskedLanguageModel(sizes), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.ndim == 1))
+    target = tmp_path_factory.mktemp("long")
+    save_stock(network, target)
+    for name in FILES[2:]:
+        (target / name).write_bytes((folder / name).read_bytes())
+    return served.FillMask().open(sealed(target)), target
+
+
+WORDS = small_model.TEXT.split()
+
+
+def texts(count: int, masks: int = 1) -> list[str]:
+    """Of all lengths, with masks at random places."""
+    rng = np.random.default_rng(count)
+    found = []
+    for _ in range(count):
+        words = [WORDS[n] for n in rng.integers(0, len(WORDS), rng.integers(2, 60))]
+        for at in rng.integers(0, len(words), masks):
+            words[at] = "[MASK]"
+        found.append(" ".join(words))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +98,78 @@ def test_it_answers_each_mask_of_each_text(model):
 
 
 def test_the_whole_vocabulary_has_probability_one(model):
-    (masks,) = model.predict(["the [MASK]"], {"top_k": model.model.config.vocab_size})
+    (masks,) = model.predict(["the [MASK]"], {"top_k": model.size})
     assert sum(it["probability"] for it in masks[0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_text_is_answered_the_same_alone_and_among_longer_ones(model):
-    text, longer = "the [MASK] sat", "the cat sat on the mat and the [MASK] sat on the log"
-    alone, among = model.predict([text])[0], model.predict([longer, text, longer])[1]
-    assert [it["token"] for it in alone[0]] == [it["token"] for it in among[0]]
-    assert [it["probability"] for it in alone[0]] == pytest.approx([it["probability"] for it in among[0]], abs=1e-6)
+@pytest.mark.parametrize("output", ["fill-mask", "embedding"])
+def test_a_text_is_answered_the_same_alone_and_among_others(long, output):
+    model, _ = long
+    some = texts(24, masks=2)
+    alone = [model.predict([text], {"output": output, "top_k": model.size})[0] for text in some]
+    for got, wanted in zip(model.predict(some, {"output": output, "top_k": model.size}), alone, strict=True):
+        assert numbers(got) == pytest.approx(numbers(wanted), abs=1e-5)
+
+
+def numbers(answer):
+    """An embedding as it is; of a fill-mask answer the probabilities in the order of the tokens."""
+    if isinstance(answer[0], float):
+        return answer
+    return [it["probability"] for ranked in answer for it in sorted(ranked, key=lambda it: it["token"])]
+
+
+@pytest.mark.parametrize("which", ["short", "long"])
+def test_it_computes_what_stock_transformers_computes(model, folder, long, which):
+    from transformers import AutoModelForMaskedLM
+
+    ours, where = (model, folder) if which == "short" else long
+    stock = AutoModelForMaskedLM.from_pretrained(where).eval()
+    some = [text for text in texts(16) if len(ours._encode(text, "")) <= ours.length]
+    assert which == "short" or max(len(ours._encode(text, "")) for text in some) > 4 * ours.network.window
+    for question, text in zip(ours.questions(some), some, strict=True):
+        with torch.inference_mode():
+            told = stock(input_ids=torch.tensor([question.ids]), output_hidden_states=False)
+            hidden = stock.model(input_ids=torch.tensor([question.ids])).last_hidden_state[0]
+        wanted = told.logits[0, question.masks].softmax(dim=-1)
+        got = ours.network.head(ours.network.encode([question.ids], [(0, at) for at in question.masks])).softmax(dim=-1)
+        assert torch.allclose(got, wanted, rtol=0, atol=1e-5)
+        mean = hidden[1:-1].mean(dim=0).tolist()  # neither [CLS] nor [SEP]
+        assert ours.predict([text], {"output": "embedding"})[0] == pytest.approx(mean, abs=1e-5)
+
+
+def test_an_embedding_needs_no_mask_and_has_the_width_of_the_model(model):
+    (vector,) = model.predict(["the cat sat"], {"output": "embedding"})
+    assert len(vector) == 32 and all(isinstance(value, float) for value in vector)
+
+
+def test_the_head_sees_masked_positions_only(model, monkeypatch):
+    rows = []
+    head = type(model.network).head
+    monkeypatch.setattr(type(model.network), "head", lambda self, h: rows.append(len(h)) or head(self, h))
+    model.predict(["the [MASK] sat on the [MASK]", "a [MASK]"])
+    model.predict(["the cat sat"], {"output": "embedding"})
+    assert sum(rows) == 3
+
+
+def test_texts_of_like_length_are_computed_together(long, served):
+    model, _ = long
+    questions = model.questions(texts(60))
+    groups = list(served.groups(questions))
+    assert sorted(number for group in groups for number in group) == list(range(60))
+    for group in groups:
+        lengths = [len(questions[number].ids) for number in group]
+        positions = max(lengths) * len(lengths)
+        assert positions - sum(lengths) <= max(served.SPARE, positions // 8)
+    assert len(groups) < 12
 
 
 def test_a_mask_gets_the_ids_that_training_used(model):
-    whole = model.tokenizer.encode("the cat sat", add_special_tokens=False)
-    masked = model._encode("the [MASK] sat", 0)
-    (cat,) = model.tokenizer.encode(" cat", add_special_tokens=False)
+    whole = model.tokenizer.encode("the cat sat", add_special_tokens=False).ids
+    masked = model._encode("the [MASK] sat", "")
+    (cat,) = model.tokenizer.encode(" cat", add_special_tokens=False).ids
     at = whole.index(cat)
-    expected = [*whole[:at], model.tokenizer.mask_token_id, *whole[at + 1 :]]
-    assert masked == [model.tokenizer.cls_token_id, *expected, model.tokenizer.sep_token_id]
+    expected = [*whole[:at], model.mask_id, *whole[at + 1 :]]
+    assert masked == [model.cls_id, *expected, model.sep_id]
 
 
 def test_targets_are_ranked_with_their_probability_over_the_whole_vocabulary(model):
@@ -96,6 +188,14 @@ def test_targets_are_ranked_with_their_probability_over_the_whole_vocabulary(mod
         (["[MASK]", "none"], {}, "Text 1 holds no"),
         (["[MASK] " + "x" * 60], {}, "context is 32 tokens"),
         (["[MASK]" + "x" * 2_000_000], {}, "2,000,006 characters"),
+        (["[MASK] " * 10_000], {}, "10,000 masks, more than 1,000"),
+        (["[MASK] " * 900], {}, "context is 32 tokens"),
+        (["[MASK]"] * 2000, {"top_k": 281}, "562,000 candidates"),
+        ([""], {"output": "embedding"}, "holds no token"),
+        (["a"], {"output": "logits"}, "output is 'logits'"),
+        (["a"], {"output": ["embedding"]}, "it must be fill-mask or embedding"),
+        (["[MASK]"], [3], "must be given by name"),
+        (["[MASK]"], {"top_k": "x" * 10_000}, "top_k is 'xx"),
         (["[MASK]"], {"top_k": 0}, "top_k is 0"),
         (["[MASK]"], {"top_k": 10_000}, "from 1 to 281"),
         (["[MASK]"], {"top_k": True}, "top_k is True"),
@@ -104,6 +204,8 @@ def test_targets_are_ranked_with_their_probability_over_the_whole_vocabulary(mod
         (["[MASK]"], {"targets": "the supercalifragilistic"}, "'supercalifragilistic' is not one token"),
         (["[MASK]"], {"targets": "[CLS]"}, "is not one token"),
         (["[MASK]"], {"targets": 5}, "targets must be"),
+        (["[MASK]"], {"targets": "the " * 1001}, "1,001 words, more than 1,000"),
+        (["[MASK]"], {"targets": "x" * 1_000_000}, "is not one token"),
         ([1], {}, "str"),
         ("[MASK]", {}, "list"),
     ],
@@ -114,7 +216,7 @@ def test_what_cannot_be_answered_is_refused_in_one_sentence(model, texts, params
     with pytest.raises(MlflowException, match=says.replace("(", r"\(")) as raised:
         model.predict(texts, params)
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE" or texts in ([1], "[MASK]")
-    assert "\n" not in raised.value.message
+    assert "\n" not in raised.value.message and (len(raised.value.message) < 300 or texts in ([1], "[MASK]"))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -131,9 +233,18 @@ def test_a_file_that_is_not_the_registered_one_is_refused_by_name(served, folder
         served.check_digests(tmp_path)
 
 
-def test_it_imports_nothing_of_the_project():
+def test_a_list_of_digests_that_leaves_the_weights_out_is_refused(served, folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "digests.json").write_text('{"sha256": {}}')
+    with pytest.raises(MlflowException, match=r"does not name config\.json"):
+        served.check_digests(tmp_path)
+
+
+def test_it_imports_nothing_of_the_project_nor_transformers():
     source = SERVER.read_text()
     assert "from ." not in source and "import tasks" not in source and "from tasks" not in source
+    assert "import transformers" not in source and "from transformers" not in source
 
 
 def test_stock_transformers_fills_masks_with_the_same_folder(model, folder):
@@ -163,13 +274,10 @@ def test_it_serves_every_kind_of_vocabulary(served, tmp_path, kind):
     folder.mkdir()
     for name in FILES:
         (folder / name).write_bytes(weights.path(f"model/{name}").read_bytes())
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
-    (folder / "digests.json").write_text(json.dumps({"sha256": digests}))
-    model = served.FillMask()
-    model.load_context(SimpleNamespace(artifacts={"model": str(folder)}))
+    model = served.FillMask().open(sealed(folder))
     names, ids = words.facts["special_names"], words.facts["special_ids"]
-    typed = model._encode("the value of [MASK] class", 0)
-    assert typed == model._encode(f"the value of {names['mask']} class", 0) and typed.count(ids["mask"]) == 1
+    typed = model._encode("the value of [MASK] class", "")
+    assert typed == model._encode(f"the value of {names['mask']} class", "") and typed.count(ids["mask"]) == 1
     ours = tokens.open_for_prompts(words.path("tokenizer.json"))
     assert typed == ours.encode(f"the value of {names['mask']} class").ids
     (ranked,) = model.predict(["the value of [MASK] class"], {"top_k": 2, "targets": "the value"})[0]

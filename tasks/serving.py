@@ -1,0 +1,111 @@
+"""A registered version, ready to be asked: `maskmill predict` and `maskmill serve`.
+
+They ask `fill_mask` of this installation with the version's files, and not the copy of it that the version carries: no
+foreign code runs, and what an old version can be asked does not depend on its age. MLflow's own ways to a model
+(mlflow.pyfunc, mlflow models serve) run the copy.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import tracking, versions
+from .artifacts import digest_of
+from .errors import DataError, UsageError
+from .versions import Version, home_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .fill_mask import FillMask
+
+MASK = "[MASK]"
+BRACKETS = "[<"
+"""The mask of any vocabulary is called [MASK], <mask> or the like: a text without a bracket holds none."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model in memory, and which one it is."""
+
+    version: Version
+    weights: str
+    """Digest of weights, config and tokenizer, as in the version's tag."""
+    model: "FillMask"
+
+    def page(self) -> dict[str, Any]:
+        """Which model answers, for programs."""
+        version = self.version
+        aliases = list(version.aliases)
+        return {"model": version.name, "version": version.version, "aliases": aliases, "weights": self.weights}
+
+    def __str__(self) -> str:
+        aliases = [f"@{alias}" for alias in self.version.aliases]
+        return " ".join([self.version.name, "version", str(self.version.version), *aliases])
+
+
+def load(spec: str | None = None, home: Path | None = None) -> Served:
+    """The model of NAME, NAME@ALIAS or NAME/VERSION; without an alias, the champion; without a name, the only model's.
+
+    Raises UsageError naming what exists, DataError where files are not those that were registered.
+    """
+    home = home_of(home)
+    version = versions.find(spec, home)
+    from mlflow.exceptions import MlflowException
+
+    from .fill_mask import DIGESTS, FillMask
+
+    with _folder(version, home) as folder:
+        try:
+            model = FillMask().open(folder)
+            weights = digest_of(json.loads((folder / DIGESTS).read_bytes())["sha256"])
+        except (MlflowException, OSError, ValueError, KeyError) as error:
+            said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
+            raise DataError(f"{version.name} version {version.version} cannot be loaded: {said}") from error
+    if weights != (tag := version.tags.get("weights", weights)):
+        raise DataError(
+            f"{version.name} version {version.version} is not the model that was registered: its {DIGESTS} has the "
+            f"digest {weights[:12]}…, its tag says {tag[:12]}…; register it again."
+        )
+    return Served(version, weights, model)
+
+
+def ask(
+    text: str, spec: str | None = None, params: Mapping[str, Any] | None = None, home: Path | None = None
+) -> tuple[Served, Any]:
+    """What a registered model says to a text (see fill_mask), and which model that was.
+
+    Raises UsageError about the text, the parameters, or a model that does not exist.
+    """
+    if not (params or {}).get("output", "").startswith("emb") and not set(BRACKETS) & set(text):
+        # Known at once; with the model it would take seconds.
+        raise UsageError(f"The text holds no {MASK}; put one where a token is to be filled in.")
+    served = load(spec, home)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return served, served.model.answers(served.model.questions([text], params))[0]
+    except MlflowException as error:
+        raise UsageError(re.sub(r"^Text 0\b", "The text", error.message)) from None
+
+
+def predict(
+    text: str, spec: str | None = None, top: int = 5, home: Path | None = None, targets: str = ""
+) -> list[list[dict[str, Any]]]:
+    """For each [MASK] of a text the `top` most probable tokens, by a registered model. Raises what `ask` raises."""
+    return list(ask(text, spec, {"top_k": top, "targets": targets}, home)[1])
+
+
+@contextmanager
+def _folder(version: Version, home: Path) -> "Iterator[Path]":
+    """The version's files for the time of the block; those of the embedded registry where they lie."""
+    if tracking.is_embedded(home):
+        yield versions.fetch(version, home, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="maskmill-") as target:
+        yield versions.fetch(version, home, Path(target))
