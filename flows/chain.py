@@ -5,21 +5,24 @@ fails costs its picture of the run, never the run.
 """
 
 import contextvars
+import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cache
 from threading import Thread
 from typing import Any, cast
 from uuid import UUID
 
-from prefect import runtime
+from prefect import get_client, runtime
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
-from flows import environment, ledger, plan, summary
+from flows import environment, ledger, plan, summary, ui
 from flows.recipes import Recipe
-from tasks import registry
+from tasks import artifacts, registry, remotes
 from tasks.artifacts import Manifest, Store
 from tasks.errors import InterruptedRun, UsageError, without_secrets
 from tasks.progress import clock, say
@@ -71,17 +74,22 @@ class Chain:
         """Of each part that is done."""
         self.fork = plan.refuse(recipe, store)
         """The run that this one is forked from."""
+        if self.fork:
+            recorder.needs(self.fork.digest)
+            self.fork = plan.refuse(recipe, store)  # from here on `maskmill gc` knows that it is needed; is it there?
         self.rival: Manifest | None = None
         self.stage_run: StageRun | None = None
         self._last: Mapping[str, Any] = {}
         self._drawn = 0.0
         self._picture: UUID | None = None
         self._artist: Thread | None = None
-        self._warned = False
+        self._warned = self._linked = False
 
     def champion(self) -> Manifest | None:
         """The weights that the new ones are compared with."""
         self.rival = registry.champion(self.recipe.register.name, self.store, self.manifests["pretrain"].digest)
+        if self.rival:
+            self.recorder.needs(self.rival.digest)
         return self.rival
 
     def registered(self) -> tuple[Manifest, Manifest]:
@@ -103,7 +111,8 @@ class Chain:
     def links(self) -> dict[str, Any]:
         """What the registry writes beside a version, for people; MLflow's run should be there by then."""
         self.tracker.flush()
-        return {"run": self.tracker.run_id or None, "command": self.recorder.entry.command}
+        command = remotes.without_secrets(self.recorder.entry.command)
+        return {"run": self.tracker.run_id or None, "command": command, "commit": commit()}
 
     def finished(self) -> summary.Finished:
         """What the flow hands back."""
@@ -121,7 +130,8 @@ class Chain:
         verdict = plan.judge(part, identity, self.store)
         if verdict.action != "reuse":
             say(f"{part.name:<10}  {verdict.action}: {verdict.why}")
-        self.recorder.stage(part.name, "running", why=verdict.why, key=identity.key)
+        inputs = list(identity.inputs.values())
+        self.recorder.stage(part.name, "running", why=verdict.why, key=identity.key, inputs=inputs)
         started, page = time.monotonic(), Page(part.name)
         with self.tracker.stage(part.name, asdict(config)) as self.stage_run:
             try:
@@ -133,8 +143,7 @@ class Chain:
             self._trained()
             assert page.manifest is not None
             self.stage_run.record(page.manifest, page.reused, self._inputs(part))
-        if stage == "corpus":
-            self.tracker.corpus(page.manifest)
+        self.tracker.made(part.name, page.manifest)
         if stage == "evaluate":
             self.tracker.metrics(page.manifest.facts["metrics"])
         self._done(part.name, page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
@@ -154,6 +163,23 @@ class Chain:
         with mirrored(self._once):
             text = summary.card(name, manifest, entry, self.recipe.name)
             create_markdown_artifact(text, key=name.replace(" ", "-"), description=f"{name}: {state}")
+            self._link()
+
+    def _link(self) -> None:
+        """Tells Prefect which MLflow run this is, as soon as it is known: a tag to search for, a page to click."""
+        run, flow_run = self.tracker.run_id, str(runtime.flow_run.id or "")
+        if self._linked or not run or not flow_run:
+            return
+        self._linked = True
+        page = self.tracker.page
+        text = (
+            f"MLflow run [{run}]({page})"
+            if page
+            else f"MLflow run `{run}`, in the experiment {self.recipe.name}: `maskmill ui` shows it"
+        )
+        create_markdown_artifact(text, key="mlflow-run", description=f"MLflow run {run}")
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run), tags=sorted({*runtime.flow_run.tags, f"mlflow:{run}"}))
 
     def _once(self, trouble: str) -> None:
         """The first trouble with Prefect is said, no other."""
@@ -222,15 +248,22 @@ class Chain:
 
 @contextmanager
 def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) -> Iterator[Chain]:
-    """The chain of one flow run. Its entry in the ledger and its run in MLflow end the way it ends."""
+    """The chain of one flow run. Its entry in the ledger and its run in MLflow end the way it ends.
+
+    A run that was stopped, and is started again with the same settings, goes on in the same run of MLflow.
+    """
     environment.check_mlflow()
     home = environment.home()
     environment.reach_hub(recipe.reaches_hub)
     store = Store(environment.store_root(home), wait, plan.forced_stages(force_from))
-    run, name = str(runtime.flow_run.id or ""), str(runtime.flow_run.name or recipe.name)
-    with ledger.record(home, recipe.name, command, run, name) as recorder:
-        tags = {"prefect.flow_run_id": run, "recipe": recipe.name, "command": command, "git.commit": _commit()}
-        tracker = Tracker(home, recipe.name, run or recorder.entry.id, name, tags, asdict(recipe))
+    flow_run, name = str(runtime.flow_run.id or ""), str(runtime.flow_run.name or recipe.name)
+    settings = artifacts.digest_of([json.dumps(asdict(recipe), default=str, sort_keys=True), force_from or ""])
+    before = ledger.stopped(home, settings)
+    with ledger.record(home, recipe.name, command, flow_run, name) as recorder:
+        run = before.run if before else flow_run or recorder.entry.id
+        recorder.entry.settings, recorder.entry.run = settings, run
+        recorder.save()
+        tracker = Tracker(home, recipe.name, run, name, _tags(recipe, command, flow_run, name), asdict(recipe))
         status = "FAILED"
         try:
             yield Chain(recipe, store, recorder, tracker)
@@ -243,13 +276,29 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
             tracker.end(status)
 
 
+def _tags(recipe: Recipe, command: str, flow_run: str, name: str) -> dict[str, str]:
+    """What MLflow says of a run: whose it is, by which words and which code; its own names where it shows them."""
+    tags = {"recipe": recipe.name, "command": command, "git.commit": commit(), "prefect.flow_run_id": flow_run}
+    tags |= {"prefect.flow_run_name": name, "prefect.deployment": str(runtime.deployment.name or "")}
+    tags |= {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    tags["mlflow.source.git.commit"] = tags["git.commit"].partition(" ")[0]
+    if flow_run and not os.environ.get(ui.EMBEDDED):  # the address of an embedded server ends with it
+        tags["prefect.url"] = str(runtime.flow_run.ui_url)
+        tags["mlflow.note.content"] = f"Prefect: [{name}]({tags['prefect.url']})\n\n    {command}"
+    return {tag: value for tag, value in tags.items() if value}
+
+
 def _is_interruption(error: BaseException) -> bool:
     return isinstance(error, InterruptedRun) or not isinstance(error, Exception)
 
 
-def _commit() -> str:
-    """The checkout's commit, "" where there is none."""
+@cache
+def commit() -> str:
+    """The checkout's commit, and whether files differ from it; "" where there is none."""
+    words = ["git", "-C", str(environment.CHECKOUT)]
     with suppress(OSError):
-        words = ["git", "-C", str(environment.CHECKOUT), "rev-parse", "HEAD"]
-        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+        head = subprocess.run([*words, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        status = [*words, "status", "--porcelain", "--untracked-files=no"]
+        changed = head and subprocess.run(status, capture_output=True, text=True, check=False).stdout.strip()
+        return f"{head} with changes" if changed else head
     return ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import environment, model_commands, schedule_commands, serve_commands, terminal
+from flows import environment, model_commands, schedule_commands, serve_commands, store_commands, terminal
 
 
 @terminal.app.command()
@@ -239,8 +239,10 @@ for command in (
     schedule_commands.deploy,
     schedule_commands.worker,
     model_commands.predict,
-    model_commands.compare,
     serve_commands.serve,
+    model_commands.compare,
+    store_commands.lineage,
+    store_commands.gc,
 ):
     terminal.app.command()(command)
 

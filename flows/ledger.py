@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from tasks.artifacts import write_atomic
 from tasks.errors import InterruptedRun, MaskmillError
 
 STAGES = ("corpus", "vocabulary", "shards", "pretrain", "evaluate", "register")
+GOES_ON_DAYS = 14
+"""After so many days what a stopped run left is removed (maskmill gc), and a new one begins."""
 
 
 @dataclass
@@ -37,9 +39,15 @@ class Entry:
     exit_code: int | None = None
     error: str = ""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stage -> state (running, reused, made, failed, interrupted, crashed), seconds, why, key, digest."""
+    """Stage -> state (running, reused, made, failed, interrupted, crashed), seconds, why, key, digest, inputs."""
     flow_run_id: str = ""
     flow_run_name: str = ""
+    needs: list[str] = field(default_factory=list)
+    """Digests of artifacts that the run uses before their stage: what it is forked from, the champion."""
+    settings: str = ""
+    """Digest of the recipe with all its settings."""
+    run: str = ""
+    """What the attempts of one run have in common; MLflow's run is found by it."""
 
     @property
     def stage(self) -> str:
@@ -62,6 +70,10 @@ class Recorder:
 
     def stage(self, name: str, state: str, **facts: Any) -> None:
         self.entry.stages[name] = self.entry.stages.get(name, {}) | {"state": state, **facts}
+        self.save()
+
+    def needs(self, digest: str) -> None:
+        self.entry.needs.append(digest)
         self.save()
 
     def end(self, state: str, exit_code: int, error: str = "") -> None:
@@ -114,6 +126,25 @@ def read(home: Path, limit: int | None = None) -> list[Entry]:
                     entry.stages[entry.stage]["state"] = "crashed"
             entries.append(entry)
     return entries
+
+
+def stopped(home: Path, settings: str) -> Entry | None:
+    """The last run with these settings, where it did not come to its end in the last days: what is run now goes on
+    with it. None where it completed, or still runs."""
+    last = next((entry for entry in read(home) if entry.settings == settings), None)
+    recent = last is not None and time.time() - last.started < GOES_ON_DAYS * 86400
+    return last if last and last.run and recent and last.state not in ("completed", "running") else None
+
+
+def needed(entries: Iterable[Entry]) -> tuple[set[str], set[str]]:
+    """Keys and digests of the artifacts that these runs made, used or were about to."""
+    keys, digests = set[str](), set[str]()
+    for entry in entries:
+        digests.update(entry.needs)
+        for stage in entry.stages.values():
+            keys.add(stage.get("key", ""))
+            digests.update([stage.get("digest", ""), *stage.get("inputs", ())])
+    return keys - {""}, digests - {""}
 
 
 def _held(path: Path) -> bool:

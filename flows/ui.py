@@ -25,6 +25,8 @@ from tasks.errors import MaskmillError, UsageError
 from tasks.progress import progress, say
 
 HOST = "127.0.0.1"
+EMBEDDED = "MASKMILL_PREFECT_EMBEDDED"
+"""Name in the environment: set where Prefect's server ends with this process, and its pages with it."""
 PATIENCE = 180.0
 """Seconds a server may take to boot: 5 to 20 on an idle machine, much longer on a busy one."""
 
@@ -161,7 +163,7 @@ def prefect_api(home: Path) -> Iterator[None]:
         except BaseException:
             server.stop()
             raise
-    os.environ["PREFECT_API_URL"] = server.address + "/api"
+    os.environ["PREFECT_API_URL"], os.environ[EMBEDDED] = server.address + "/api", "1"
     try:
         yield
     finally:

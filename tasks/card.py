@@ -3,6 +3,7 @@
 Tables are narrow, because MLflow's page shows them without style.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,10 +23,10 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
         f"A masked language model (ModernBERT layout) of {pretrain.facts['parameters']:,} parameters. "
         f"It fills {_mask(parents['vocabulary'].facts)} in texts of up to {shards['length']} tokens.",
         "## How good it is",
-        _scores(parents["evaluate"].facts),
+        _scores(parents["evaluate"]),
         "Masked cross-entropy in nats per masked token on held-out documents, masks frozen; the unigram baseline uses "
         "the train split's counts with add-one smoothing, the bigram one its left neighbour, the untrained model is "
-        "this one before its first step.",
+        "this one before its first step. In brackets: 95 % intervals (bootstrap over documents).",
         *_tasks(parents["evaluate"].facts),
         _predictions(parents["evaluate"].facts["predictions"]),
         "## What it was made from",
@@ -35,8 +36,7 @@ def card(name: str, parents: Mapping[str, Manifest]) -> str:
         "## Use",
         _use(name),
         "## Limits",
-        "It knows what its corpus says, right or wrong, and no more. It fills in tokens; it does not answer, and its "
-        "probabilities are not calibrated. Licences and rights of the corpus's texts apply.",
+        _limits(parents["corpus"], shards["length"]),
         "## Digests",
         "\n".join(f"- {name} `{digest}`" for name, digest in lineage(parents).items()),
     ]
@@ -58,18 +58,38 @@ def _header(vocabulary: Mapping[str, Any]) -> str:
     return f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\nmask_token: '{mask}'\n---"
 
 
-def _scores(facts: Mapping[str, Any]) -> str:
-    metrics = facts["metrics"]
+def origin(command: str, commit: str = "") -> str:
+    """How the model is made again, for its page in the registry: the artifact itself knows no command and no commit."""
+    code = f", with the code of commit `{commit}`" if commit else ""
+    return f"\nMake it again: `{command}`{code}\n" if command else ""
+
+
+def _scores(evaluate: Manifest) -> str:
+    facts, metrics = evaluate.facts, evaluate.facts["metrics"]
+    intervals = _intervals(evaluate)
     lines = ["| masked | model | nats | top-1 | top-5 |", "|--:|---|--:|--:|--:|"]
     for rate in facts["rates"]:
         for prefix, label in NAMES.items():
             at = f"{prefix}/rate_{rate}"
             if f"{at}/masked_cross_entropy" in metrics:
                 top1, top5 = metrics[f"{at}/top1_accuracy"], metrics[f"{at}/top5_accuracy"]
-                loss = metrics[f"{at}/masked_cross_entropy"]
-                lines.append(f"| {rate} | {label} | {loss:.3f} | {top1:.1%} | {top5:.1%} |")
+                loss = f"{metrics[f'{at}/masked_cross_entropy']:.3f}{intervals.get(at, '')}"
+                lines.append(f"| {rate} | {label} | {loss} | {top1:.1%} | {top5:.1%} |")
     counted = ", ".join(f"{number:,} at {rate}" for rate, number in facts["masked"].items())
     return "\n".join([*lines, "", f"n (masked tokens): {counted}"])
+
+
+def _intervals(evaluate: Manifest) -> dict[str, str]:
+    """ "test/rate_0.3" -> the interval of its cross-entropy, in brackets; the report alone knows them."""
+    if "report.json" not in evaluate.files:
+        return {}
+    outcomes = json.loads(evaluate.whole("report.json").read_bytes()).get("outcomes", [])
+    found = {}
+    for one in outcomes:
+        for label, figure in one["figures"].get("masked_cross_entropy", {}).items():
+            if figure and figure["low"] is not None and figure["high"] is not None:
+                found[f"{label}/{one['task']}"] = f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return found
 
 
 def _tasks(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -107,7 +127,7 @@ def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest, lengths: Map
     reasons = [(name.removeprefix("rejected_"), n) for name, n in counts.items() if name.startswith("rejected_") and n]
     return "\n".join(
         [
-            f"- sources: {', '.join(_code(source) for source in _source_names(corpus))}",
+            *_sources(corpus),
             f"- {counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0):,} bytes; rejected: "
             + (", ".join(f"{number:,} {reason}" for reason, number in reasons) or "none"),
             f"- vocabulary: {_vocabulary(vocabulary.facts)}",
@@ -145,11 +165,31 @@ def _vocabulary(facts: Mapping[str, Any]) -> str:
     return f"{kind}, {size:,} tokens" + (f" ({reserved:,} of them reserved)" if reserved else "") + f", {origin}"
 
 
-def _source_names(corpus: Manifest) -> list[str]:
-    """Names only: where a source lies on somebody's disk is nobody's business."""
+def _sources(corpus: Manifest) -> Iterator[str]:
+    """A line each. Names only: where a source lies on somebody's disk is nobody's business."""
+    books = {page["source"]: page for page in corpus.facts.get("books", [])}
+    for name, licence in _licences(corpus).items():
+        kept = books.get(name, {})
+        size = f", {kept['documents_kept']:,} documents, {kept['bytes_kept']:,} bytes" if kept else ""
+        shown = name.rstrip("/").rpartition("/")[2]
+        yield f"- source {_code(shown)}{size}; licence: {in_markdown(licence) or 'not noted'}"
+
+
+def _licences(corpus: Manifest) -> dict[str, str]:
+    """Name of each source -> its note, "" without."""
     sources = corpus.facts.get("sources", [])
-    names = [source if isinstance(source, str) else source.get("name", "") for source in sources]
-    return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in names if name}) or ["unnamed"]
+    each = [(it, "") if isinstance(it, str) else (it.get("name", ""), it.get("licence", "")) for it in sources]
+    return {str(name) or "unnamed": str(licence) for name, licence in each}
+
+
+def _limits(corpus: Manifest, length: int) -> str:
+    silent = [name.rstrip("/").rpartition("/")[2] for name, licence in _licences(corpus).items() if not licence]
+    asked = f" None is noted for {', '.join(map(_code, silent))}: ask before you pass the model on." if silent else ""
+    return (
+        "It knows what its corpus says, right or wrong, and no more. It fills in tokens; it does not answer, and its "
+        f"probabilities are not calibrated. Texts of more than {length} tokens it cannot read. Licences and rights of "
+        f"the corpus's texts apply.{asked}"
+    )
 
 
 def _settings(pretrain: Manifest) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from . import corpus_card, merging, packs
+from . import corpus_card, merging, packs, places
 from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, save_array, write_atomic
 from .books import is_fault, listed, per_cent
 from .cleaning import Cleaner, Cleaning, engines
@@ -133,6 +133,7 @@ def corpus(config: CorpusConfig, store: Store, pool: Pool | None = None) -> tupl
         return made.make(pool, store.folder(this))
 
     manifest, reused = store.make(this, build, ["pyarrow", "numpy"])
+    places.remember(manifest.folder, surveyed, evaluation)
     if reused:
         _tell(surveyed, manifest.facts["books"], manifest.folder)
     return manifest, reused

@@ -8,6 +8,7 @@ How that comes about:
     a call whose answer was lost is made again with the same points, and MLflow stores equal points once
 """
 
+import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -34,7 +35,10 @@ class Delivery:
         """Stage -> id of its MLflow run; "" is the run of the flow."""
         self._known: dict[str, dict[str, tuple[int, float]]] = {}
         """Stage -> metric -> step and value of the last point that MLflow has."""
-        self._experiment = ""
+        self._started: dict[str, int] = {}
+        """Stage -> when its run began, in milliseconds since 1970: system metrics count their seconds from there."""
+        self.experiment = ""
+        """Id of the experiment; "" as long as nothing was sent."""
 
     def send(self, entries: Sequence[Entry]) -> None:
         """One entry, or metrics of one stage in the order of their steps. Raises what MLflow raises."""
@@ -48,6 +52,10 @@ class Delivery:
                 self._parameters(stage, first["values"])
             case "tags":
                 self._tags(stage, first["values"])
+            case "made":
+                self._tags(stage, {"reused": "false"})
+            case "reused":
+                self._reused(stage, first["key"])
             case "inputs":
                 self._inputs(stage, first)
             case "file":
@@ -69,20 +77,32 @@ class Delivery:
 
     def _find(self, stage: str, entry: Entry) -> bool:
         """Was it there?"""
-        self._experiment = self._experiment or self._experiment_id(self.head["experiment"])
+        self.experiment = self.experiment or self._experiment_id(self.head["experiment"])
         key = {"mlflow.parentRunId": self.run(""), "stage": stage} if stage else {"maskmill.run": self.head["run"]}
         query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in key.items())
         order = ["attributes.start_time ASC"]
-        found = self.client.search_runs([self._experiment], query, max_results=1, order_by=order)
+        found = self.client.search_runs([self.experiment], query, max_results=1, order_by=order)
         if found:
             points = found[0].data.to_proto().metrics
             self._known[stage] = {point.key: (point.step, point.value) for point in points}
-            self.runs[stage] = found[0].info.run_id
+            self.runs[stage], self._started[stage] = found[0].info.run_id, found[0].info.start_time
+            if entry and "error" in found[0].data.tags:  # an earlier attempt's
+                self.client.delete_tag(self.runs[stage], "error")
             return True
         tags, name = ({}, stage) if stage else (self.head["tags"], self.head["name"])
-        made = self.client.create_run(self._experiment, entry.get("at"), {**tags, **key}, name)
-        self._known[stage], self.runs[stage] = {}, made.info.run_id
+        made = self.client.create_run(self.experiment, entry.get("at"), {**tags, **key}, name)
+        self._known[stage], self.runs[stage], self._started[stage] = {}, made.info.run_id, made.info.start_time
         return False
+
+    def _reused(self, stage: str, key: str) -> None:
+        """Tags the run with the one that made the artifact, where that is known; this one itself made it, maybe, in an
+        earlier attempt."""
+        everywhere = [one.experiment_id for one in self.client.search_experiments()]
+        query = f"tags.key = '{key}' and tags.reused = 'false'"
+        found = self.client.search_runs(everywhere, query, max_results=100, order_by=["attributes.start_time DESC"])
+        makers = [run.info.run_id for run in found]
+        if self.run(stage) not in makers:
+            self._tags(stage, {"reused": "true"} | ({"made_by": makers[0]} if makers else {}))
 
     def _metrics(self, stage: str, entries: Sequence[Entry]) -> None:
         from mlflow.entities import Metric
@@ -91,6 +111,8 @@ class Delivery:
         known, points = dict(self._known[stage]), []
         for entry in entries:
             step, at = entry["step"], entry["timestamp_ms"]
+            if step is None:
+                step = max(0, (at - self._started[stage]) // 1000)
             for name, value in entry["metrics"].items():
                 if _is_new(known.get(name), step, value):
                     points.append(Metric(name, float(value), at, step))
@@ -135,4 +157,14 @@ def will_not_pass(error: Exception) -> bool:
     """Is it the request that is wrong, and not the moment?"""
     if isinstance(error, json.JSONDecodeError):  # a gateway's own words
         return False
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # the artifacts' place
+        return True
     return getattr(error, "error_code", None) in REFUSED or isinstance(error, WRONG)
+
+
+def login_refused(error: Exception) -> str:
+    """What is wrong with the user, in words; "" where that is not what is wrong."""
+    code = getattr(error, "error_code", None)
+    if code == "UNAUTHENTICATED":
+        return "refuses the user name or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return "does not allow this user to do that; ask who runs it" if code == "PERMISSION_DENIED" else ""

@@ -271,11 +271,11 @@ def in_use(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     column.cache_clear()
     _table.cache_clear()
-    _sweep(folder)
+    sweep(folder)
     with _locked(folder / ".lock", fcntl.LOCK_SH):
         yield
     for beside in sorted(folder.parent.iterdir()):
-        _sweep(beside)
+        sweep(beside)
 
 
 @contextmanager
@@ -288,12 +288,29 @@ def _locked(path: Path, how: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
-    """Removes unused packs, and litter of killed runs; unless somebody is at work here."""
-    with suppress(OSError), _locked(folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-        for receipt in folder.glob("pack-*.receipt.json"):
-            if time.time() - receipt.stat().st_mtime > UNUSED_DAYS * 86400:
-                receipt.unlink()
-        for pack in [path for path in folder.glob("*pack-*") if path.is_dir()]:  # of a killed run, damaged, or unused
-            if not (folder / f"{pack.name}.receipt.json").exists():
+def unused(folder: Path, days: float = UNUSED_DAYS) -> list[Path]:
+    """Packs that nobody has used for so long, and litter of killed runs. Whether somebody is at work, `sweep` knows."""
+    packs = [path for path in sorted(folder.glob("*pack-*")) if path.is_dir()]
+    return [path for path in packs if _is_old(folder / f"{path.name}.receipt.json", days)]
+
+
+def _is_old(receipt: Path, days: float) -> bool:
+    """Also where there is none: of a killed run, or damaged."""
+    try:
+        return time.time() - receipt.stat().st_mtime > days * 86400
+    except FileNotFoundError:
+        return True
+
+
+def sweep(folder: Path, days: float = UNUSED_DAYS) -> bool:
+    """Removes these, unless somebody is at work here: then False."""
+    try:
+        with _locked(folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for receipt in folder.glob("pack-*.receipt.json"):  # first: a pack without one is litter
+                if _is_old(receipt, days):
+                    receipt.unlink()
+            for pack in unused(folder, days):
                 shutil.rmtree(pack, ignore_errors=True)
+    except OSError:
+        return False
+    return True

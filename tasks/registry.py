@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import tracking
 from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, load, write_atomic
-from .card import card, lineage
+from .card import card, lineage, origin
 from .errors import DataError, UsageError
 from .progress import say
 from .serving import predict
@@ -93,6 +93,7 @@ def register(
     run: str | None = None,
     home: Path | None = None,
     command: str = "",
+    commit: str = "",
 ) -> tuple[Manifest, bool]:
     """Makes the folder and registers it, each only where that has not been done.
 
@@ -100,6 +101,7 @@ def register(
         run: the MLflow run that the version belongs to; one of its own where there is none.
         home: the folder of the registry, MASKMILL_HOME where it is None.
         command: makes the model again; for the version's page.
+        commit: of the code that made it; for the same.
     Returns:
         The manifest, and whether both the folder and the version were there already. `registered` finds the version.
     Raises:
@@ -120,7 +122,7 @@ def register(
         if known and known.tags.get("settled") == manifest.digest:
             return manifest, found
         version = known or _create(client, home, manifest, parents, run)
-        _settle(client, version, manifest, parents, command)
+        _settle(client, version, manifest, parents, command, commit)
     return manifest, False
 
 
@@ -233,7 +235,12 @@ def _create(
 
 
 def _settle(
-    client: "MlflowClient", version: Version, manifest: Manifest, parents: Mapping[str, Manifest], command: str
+    client: "MlflowClient",
+    version: Version,
+    manifest: Manifest,
+    parents: Mapping[str, Manifest],
+    command: str,
+    commit: str,
 ) -> None:
     """Tags, card, then aliases; `settled` at the very end says that nothing is left to do for this report."""
     name, number = version.name, str(version.version)
@@ -251,11 +258,11 @@ def _settle(
         tags |= {"against_test": best.tags.get("test", "unknown")}
     tags |= lineage(parents) | {STAGE: manifest.digest}
     tags |= {"rival": parents["evaluate"].identity.inputs.get("champion", ""), "command": command or "unknown"}
+    tags |= {"commit": commit or "unknown"}
     for tag, value in tags.items():
         client.set_model_version_tag(name, number, tag, value)
     page = manifest.path("model/README.md").read_text().split("---\n", 2)[-1]
-    make = f"\nMake it again: `{command}`\n" if command else ""
-    client.update_model_version(name, number, description=f"v{number} {verdict}\n{make}{page}")
+    client.update_model_version(name, number, description=f"v{number} {verdict}\n{origin(command, commit)}{page}")
     if promoted and not again:
         client.set_registered_model_alias(name, CHAMPION, number)
     client.set_registered_model_alias(name, CHALLENGER, number)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .delivery import AT_ONCE, Delivery, will_not_pass
+from .delivery import AT_ONCE, Delivery, login_refused, will_not_pass
 from .errors import without_secrets
 from .outbox import Entry, Line, Outbox, batches, heads
 from .progress import say
@@ -34,6 +34,8 @@ class Sender:
         self.outbox, self._delivery_for, self.where = outbox, delivery_for, where
         self.ids: dict[str, str] = {}
         """Stage -> id of its MLflow run, as far as known."""
+        self.experiment = ""
+        """Id of the experiment, as soon as it is known."""
         self.refused = 0
         """Entries that MLflow will never take."""
         self.left: set[Path] = set()
@@ -150,6 +152,7 @@ class Sender:
                     outbox.acknowledge(batch)
                 if outbox is self.outbox:
                     self.ids |= delivery.runs
+                    self.experiment = delivery.experiment
                     with self._changed:
                         self._changed.notify_all()
 
@@ -172,7 +175,8 @@ class Sender:
             say(f"MLflow at {self.where} does not take everything ({_said(error)}); the run goes on")
         if not refused and not self._away:
             self._away = True
-            say(f"MLflow at {self.where} cannot be reached ({_said(error)}); the run goes on, and tells it later")
+            what = login_refused(error) or f"cannot be reached ({_said(error)})"
+            say(f"MLflow at {self.where} {what}; the run goes on, and tells it later")
 
 
 def _ended(outbox: Outbox) -> Outbox:

@@ -19,24 +19,34 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+from . import remotes
 from .artifacts import Manifest
 from .delivery import Delivery
 from .errors import InterruptedRun, UsageError, without_secrets
+from .journal import SPOOL
 from .outbox import FOLDER, Entry, Outbox
 from .progress import say
 from .sender import Sender
+from .system_metrics import Sampler
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+Record = Mapping[str, Any]
+"""A point of the training curve: {"step": int, "timestamp_ms": int, "metrics": {name: float}}."""
 
 WAIT = 5.0
 """Seconds to wait for the last words of a stage or a run to arrive."""
 LONGEST = 500
 """Characters of a parameter's value."""
-SHOWN = (".png", "report.json", "report.html", "card.json", "card.html")
+SHOWN = (".png", "report.json", "report.html", "card.json", "card.html", "model/README.md")
 """How the names of files end that a stage's run shows as its artifacts."""
 PROFILE = ("documents_kept", "characters_kept", "bytes_kept")
 """Counts that MLflow shows beside a dataset."""
+CURVE_POINTS = 500
+"""Points of a training that a run shows which only reused it: enough for a chart, few enough to be stored each time."""
+LISTED = 20
+"""Entries of a list, such as the sources, that become parameters of their own; a longer list is one."""
 NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
@@ -65,8 +75,11 @@ def exists(home: Path) -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or database(home).exists()
 
 
-def connect(home: Path) -> "MlflowClient":
-    """A client for this home; makes the embedded database where there is none (6 s, once)."""
+def connect(home: Path, uri: str | None = None) -> "MlflowClient":
+    """A client for this home; makes the embedded database where there is none (6 s, once).
+
+    uri     another address than the one that is set
+    """
     os.environ[NO_PICKLE] = "false"  # MLflow's default is to unpickle what a model's folder says
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
@@ -80,8 +93,8 @@ def connect(home: Path) -> "MlflowClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.store", "urllib3.connectionpool"):  # what they log is raised too, and said by us in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    client = mlflow.MlflowClient(tracking_uri=tracking_uri(home))
-    if is_embedded(home):
+    client = mlflow.MlflowClient(tracking_uri=uri or tracking_uri(home))
+    if uri is None and is_embedded(home):
         with locked(home, "mlflow.lock"):  # two first runs at once would make the tables twice
             if not database(home).exists():
                 say("MLflow: making its database, once")
@@ -125,13 +138,20 @@ def experiment_id(client: "MlflowClient", home: Path, name: str) -> str:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested mapping as parameters: {"pretrain": {"width": 128}} -> {"pretrain.width": "128"}."""
+    """A nested mapping as parameters: {"pretrain": {"width": 128}} -> {"pretrain.width": "128"}. Shows no secrets."""
     items: dict[str, str] = {}
     for name, inner in value.items():
+        if (
+            isinstance(inner, list | tuple)
+            and 0 < len(inner) <= LISTED
+            and all(isinstance(it, Mapping) for it in inner)
+        ):
+            inner = {str(number): it for number, it in enumerate(inner)}
         if isinstance(inner, Mapping):
             items |= flat(inner, f"{prefix}{name}.")
         else:
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str)
+            text = remotes.without_secrets(text)
             items[prefix + name] = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return items
 
@@ -158,9 +178,13 @@ class Tracker:
         self._unsaid: list[Entry] = []
         self._lock, self._warned = RLock(), False
         self._sender: Sender | None = None
+        self._stage = ""
+        """The one that is at work."""
+        self._sampler = Sampler(self._sample)
         where = without_secrets(tracking_uri(home))
         head = {"do": "open", "stage": "", "at": _now(), "experiment": experiment, "name": name, "run": run}
-        head |= {"tags": dict(tags or {}), "address": "" if is_embedded(home) else where}
+        tags = _shown(tags or {})
+        head |= {"tags": tags, "address": "" if is_embedded(home) else where}
         try:
             outbox = Outbox.create(home / FOLDER, head)
         except OSError as error:
@@ -170,7 +194,10 @@ class Tracker:
         # for the first time can get in each other's way. Whatever is wrong, the sender will find it out, too.
         with suppress(Exception):
             connect(home)
+            self._sampler.start(tracking_uri(home))
         self._sender = Sender(outbox, self._begin, where)
+        if tags:  # once more: a run that goes on has those of its last attempt
+            self.tags(tags)
         self.tell({"do": "parameters", "stage": "", "values": flat(parameters or {})})
         self._sender.start()
 
@@ -182,6 +209,14 @@ class Tracker:
     def run_id(self) -> str:
         """Id of the MLflow run; "" as long as MLflow was not reached."""
         return self.id_of("")
+
+    @property
+    def page(self) -> str:
+        """Address of the run's page where MLflow is a server; "" otherwise, and as long as it was not reached."""
+        where = remotes.without_secrets(tracking_uri(self.home)).rstrip("/")
+        experiment = self._sender.experiment if self._sender else ""
+        known = where.startswith("http") and experiment and self.run_id
+        return f"{where}/#/experiments/{experiment}/runs/{self.run_id}" if known else ""
 
     def id_of(self, stage: str) -> str:
         """Id of the MLflow run of a stage; "" as long as MLflow was not reached."""
@@ -195,13 +230,17 @@ class Tracker:
         """Figures of the whole run, such as the test scores: what the table of runs shows."""
         self.tell(_figures("", values))
 
-    def corpus(self, manifest: Manifest) -> None:
-        """The corpus that the whole run goes back to: the column Dataset of the table of runs."""
-        self.tell(_inputs("", {manifest.stage: manifest}, "train"))
+    def made(self, part: str, manifest: Manifest) -> None:
+        """An artifact of the run: its key and digest as tags; corpus, vocabulary and shards as what it trains on, too,
+        which is the column Dataset of the table of runs."""
+        name = part.replace(" ", "_")
+        self.tags({f"key.{name}": manifest.key, f"digest.{name}": manifest.digest})
+        if manifest.stage in ("corpus", "vocabulary", "shards"):
+            self.tell(_inputs("", {name: manifest}, "train"))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags of the whole run."""
-        self.tell({"do": "tags", "stage": "", "values": dict(values)})
+        self.tell({"do": "tags", "stage": "", "values": _shown(values)})
 
     def flush(self, seconds: float = WAIT) -> bool:
         """Wait, but not longer than that, until MLflow knows all that was said. Does it?"""
@@ -209,6 +248,7 @@ class Tracker:
 
     def end(self, status: str = "FINISHED") -> None:
         """FINISHED, FAILED or KILLED. What cannot be told now is kept, and said to be."""
+        self._sampler.stop()
         self.tell({"do": "end", "stage": "", "status": status, "at": _now()})
         if self._sender is None:
             return
@@ -222,6 +262,12 @@ class Tracker:
             say(f"MLflow: {what} wait in {outbox.path.parent}; the next `maskmill run` delivers them")
         if self._unsaid:
             say(f"MLflow: {len(self._unsaid)} entries are lost, {outbox.path} cannot be written to")
+
+    def _sample(self, values: Mapping[str, float]) -> None:
+        """Of the machine, for the stage at work. Steps are seconds of its run (delivery.py), also after a resume."""
+        with self._lock:
+            if self._stage:
+                self.tell({**_figures(self._stage, values), "step": None})
 
     def tell(self, *entries: Entry) -> None:
         """Append to the outbox; on a full disk they are kept in memory until the next time."""
@@ -254,36 +300,64 @@ class StageRun:
         return self.tracker.id_of(self.stage) or None
 
     def __enter__(self) -> "StageRun":
+        self.tracker._stage = self.stage
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        with self.tracker._lock:
+            self.tracker._stage = ""
         interrupted = isinstance(error, InterruptedRun) or (error is not None and not isinstance(error, Exception))
         status = "FINISHED" if error is None else "KILLED" if interrupted else "FAILED"
         if error is not None:
-            text = f"{type(error).__name__}: {error}"[:1000]
+            text = remotes.without_secrets(f"{type(error).__name__}: {error}")[:1000]
             self.tracker.tell({"do": "tags", "stage": self.stage, "values": {"error": text}})
         self.tracker.tell({"do": "end", "stage": self.stage, "status": status, "at": _now()})
 
-    def ship(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Points of the training curve: {"step", "timestamp_ms", "metrics"}. What MLflow has is left out later."""
+    def ship(self, records: Sequence[Record]) -> None:
+        """Points of the training curve. What MLflow has already is left out later."""
         points = [{**record, "metrics": _finite(record["metrics"])} for record in records]
         self.tracker.tell(*({"do": "metrics", "stage": self.stage, **point} for point in points if point["metrics"]))
 
     def record(self, manifest: Manifest, reused: bool, inputs: Mapping[str, Manifest] | None = None) -> None:
-        """What the stage made or found: tags, books, figures, and what it was made from, with digests."""
-        tags = {"key": manifest.key, "digest": manifest.digest, "reused": str(reused).lower()}
+        """What the stage made or found: tags, books, figures, and what it was made from, with digests.
+
+        Of what it found, the run that made it becomes a tag, and the training curve is shown here, too: who compares
+        runs in a chart misses no line.
+        """
+        tags = {"key": manifest.key, "digest": manifest.digest}
         figures = {f"counts/{name}": float(value) for name, value in manifest.counts.items()}
         figures |= {f"measured/{name}": value for name, value in manifest.measured().items() if _is_number(value)}
         figures |= manifest.facts.get("metrics", {})
         self.tracker.tell(_figures(self.stage, figures), {"do": "tags", "stage": self.stage, "values": tags})
+        self.tracker.tell({"do": "reused" if reused else "made", "stage": self.stage, "key": manifest.key})
+        if reused:
+            self.ship(_thinned(manifest.folder / SPOOL))
         if inputs:
             self.tracker.tell(_inputs(self.stage, inputs, self.stage))
         shown = [str(manifest.path(name)) for name in manifest.files if name.endswith(SHOWN)]
         self.tracker.tell(*({"do": "file", "stage": self.stage, "path": path} for path in shown))
 
 
+def _thinned(spool: Path) -> list[Record]:
+    """Some of a training's points, evenly, and each at which it was validated; none where there is no such file."""
+    records: list[Record] = []
+    with suppress(OSError), open(spool, "rb") as file:
+        for line in file:
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    nth = max(1, math.ceil(len(records) / CURVE_POINTS))
+    validated = [any(name.startswith("validation/") for name in record["metrics"]) for record in records]
+    last = len(records) - 1
+    return [it for number, it in enumerate(records) if number % nth == 0 or number == last or validated[number]]
+
+
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def _shown(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags without the secrets of addresses in them."""
+    return {name: remotes.without_secrets(value) for name, value in tags.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tracking
+from .delivery import login_refused
 from .errors import DataError, MaskmillError, UsageError, without_secrets
 
 if TYPE_CHECKING:
@@ -205,6 +206,8 @@ def explained(home: Path) -> Iterator[None]:
             raise
         text = without_secrets((str(error).splitlines() or [""])[0][:300])
         where = without_secrets(tracking.tracking_uri(home))
+        if why := login_refused(error):
+            raise MaskmillError(f"The registry at {where} {why}.") from error
         if " failed with exception " in text:  # no connection; what follows are the innards of urllib3
             raise MaskmillError(
                 f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "

@@ -97,7 +97,7 @@ def test_a_prefect_that_fails_is_mentioned_once(
 def staged(mill: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One whose stage pretrain can be entered without a store."""
     verdict = SimpleNamespace(action="reuse", why="")
-    monkeypatch.setattr(plan, "identity_of", lambda *_, **__: SimpleNamespace(key="k"))
+    monkeypatch.setattr(plan, "identity_of", lambda *_, **__: SimpleNamespace(key="k", inputs={}))
     monkeypatch.setattr(plan, "judge", lambda *_: verdict)
     mill.recorder.stage = lambda *_, **__: None
     run = mill.stage_run

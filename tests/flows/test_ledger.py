@@ -74,3 +74,44 @@ def test_a_damaged_entry_hides_only_itself(tmp_path: Path) -> None:
     (tmp_path / "runs" / "20000101-000000-1.json").write_text("{")
     (tmp_path / "runs" / "20000101-000000-2.json").write_text('{"id": 1}')
     assert len(ledger.read(tmp_path)) == 1
+
+
+def stopped(home: Path, settings: str = "s", error: BaseException | None = None) -> ledger.Entry:
+    """A run with these settings that ended with an error, or well."""
+    try:
+        with ledger.record(home, "tiny", "maskmill run tiny", "flow") as recorder:
+            recorder.entry.settings, recorder.entry.run = settings, recorder.entry.id
+            recorder.needs("f" * 64)
+            recorder.stage("pretrain", "running", key="k", inputs=["a" * 64])
+            if error:
+                raise error
+            recorder.stage("pretrain", "made", digest="d" * 64)
+    except BaseException as raised:
+        if raised is not error:
+            raise
+    return recorder.entry
+
+
+def test_a_run_that_was_stopped_is_what_the_same_settings_go_on_with(tmp_path: Path) -> None:
+    assert ledger.stopped(tmp_path, "s") is None
+    entry = stopped(tmp_path, error=KeyboardInterrupt())
+    found = ledger.stopped(tmp_path, "s")
+    assert found and found.run == entry.run and ledger.stopped(tmp_path, "other") is None
+    entry.started -= 15 * 86400
+    ledger.Recorder(tmp_path / "runs", entry).save()
+    assert ledger.stopped(tmp_path, "s") is None, "what it left is gone by now"
+    entry.started, entry.state = entry.started + 15 * 86400, "completed"
+    ledger.Recorder(tmp_path / "runs", entry).save()
+    assert ledger.stopped(tmp_path, "s") is None
+
+
+def test_a_run_that_is_still_at_work_is_not_gone_on_with(tmp_path: Path) -> None:
+    with ledger.record(tmp_path, "tiny", "maskmill run tiny") as recorder:
+        recorder.entry.settings = recorder.entry.run = "s"
+        recorder.save()
+        assert ledger.stopped(tmp_path, "s") is None
+
+
+def test_a_run_needs_what_it_made_what_it_read_and_what_it_was_forked_from(tmp_path: Path) -> None:
+    stopped(tmp_path)
+    assert ledger.needed(ledger.read(tmp_path)) == ({"k"}, {"a" * 64, "d" * 64, "f" * 64})

@@ -86,7 +86,7 @@ def test_from_text_to_a_registered_model_and_again(mill: Mill) -> None:
 
     scores, inputs = mill.in_mlflow("metrics"), mill.in_mlflow("inputs")
     assert {"test/rate_0.3/masked_cross_entropy", "baseline_unigram/rate_0.15/top5_accuracy"} <= scores
-    assert inputs == {"corpus"}
+    assert inputs == {"corpus", "vocabulary", "shards"}
 
     again = mill.run()
     assert "Registered    tiny version 1" in again.stdout
@@ -134,6 +134,13 @@ def test_a_changed_setting_remakes_what_depends_on_it_and_only_that(mill: Mill) 
     assert mill.last()["stages"]["pretrain"]["why"] == "pretrain.steps changed: 20 → 21"
     mill.run("--from", "evaluate")
     assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 4 + ["made"] * 2
+
+    traced = json.loads(mill("lineage", "tiny", "--verify", "--json").stdout)
+    assert traced["verdict"] == "whole" and len(traced["artifacts"]) >= 6
+    files = traced["artifacts"][-1]["origins"][0]["files"]
+    assert len(files) == 200 and {file["state"] for file in files} == {"there"}
+    spare = json.loads(mill("gc", "--keep-days", "0", "--json").stdout)["spare"]
+    assert {one["stage"] for one in spare} <= {"packs", "evaluate", "register"}  # both trainings are registered
 
 
 @pytest.mark.slow

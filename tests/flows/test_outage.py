@@ -97,6 +97,4 @@ def test_server_and_run_die_in_turn_and_all_is_told_once(stand: Stand) -> None:
     said = third.communicate()[1]
     assert third.returncode == 0, said
     assert "pretrain    reused" in said and not list((stand.home / "outbox").iterdir())
-    (status, steps), *others = stand.histories()
-    assert status == "KILLED" and len(steps) >= 300 and steps == list(range(1, len(steps) + 1))
-    assert others == [("FINISHED", list(range(1, STEPS + 1))), ("FINISHED", [])]
+    assert stand.histories() == [("FINISHED", list(range(1, STEPS + 1)))]  # one run, since each went on with the last

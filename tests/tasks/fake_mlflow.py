@@ -41,8 +41,14 @@ class FakeMlflow:
         while self.late:
             self.late.pop()()
 
+    def search_experiments(self):
+        return [SimpleNamespace(experiment_id="0")]
+
+    def delete_tag(self, run_id, key):
+        self._commit("tags", lambda: self.runs[run_id].tags.pop(key, None))
+
     def search_runs(self, experiments, query, max_results, order_by):
-        wanted = dict(re.findall(r"tags\.`([^`]+)` = '([^']*)'", query))
+        wanted = dict(re.findall(r"tags\.`?([^`\s]+)`? = '([^']*)'", query))
 
         def found():
             return [run for run in self.runs.values() if wanted.items() <= run.tags.items()]
@@ -54,10 +60,11 @@ class FakeMlflow:
         for key, at, step, value in sorted(run.points, key=lambda point: (point[2], point[1], point[3])):
             latest[key] = Metric(key, value, at, step)
         data = RunData(list(latest.values()), [], [RunTag(*tag) for tag in run.tags.items()])
-        return SimpleNamespace(info=SimpleNamespace(run_id=run.id), data=data)
+        return SimpleNamespace(info=SimpleNamespace(run_id=run.id, start_time=run.at), data=data)
 
     def create_run(self, experiment, start_time, tags, name):
         run = SimpleNamespace(id=str(len(self.runs)), tags=dict(tags), points=[], params={}, status="RUNNING", files=[])
+        run.at = start_time or 0
         self._commit("create", lambda: self.runs.setdefault(run.id, run))
         return self._seen(run)
 

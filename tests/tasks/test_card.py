@@ -1,9 +1,11 @@
 """The model card, from manifests written by hand. python -m pytest tests/tasks/test_card.py"""
 
+import json
+
 import pytest
 
 from tasks.artifacts import Built, Identity, Store
-from tasks.card import card, lineage
+from tasks.card import card, lineage, origin
 from tasks.guards import Guards, GuardsConfig
 from tests.tasks import small_model
 
@@ -95,3 +97,41 @@ def test_a_run_of_one_length_names_its_parents_and_no_lengths(tmp_path):
     whole = made_from(Store(tmp_path))
     assert lineage(whole) == {name: manifest.digest for name, manifest in whole.items()}
     assert "in rows of 32\n" in card("small", whole) and "| lengths |" not in card("small", whole)
+
+
+def test_each_source_stands_with_what_was_kept_of_it_and_its_licence(tmp_path):
+    store = Store(tmp_path)
+    whole = made_from(store)
+    sources = [{"name": "novels", "licence": "CC0 | public"}, {"name": "/disk/me/mail", "licence": ""}]
+    books = [{"source": one["name"], "documents_kept": 1234, "bytes_kept": 5678} for one in sources]
+    facts = {"sources": sources, "books": books}
+    corpus = store.make(Identity("corpus", 1, {"n": 1}, {}), lambda _: Built({}, facts))[0]
+    page = card("small", whole | {"corpus": corpus})
+    assert "- source `novels`, 1,234 documents, 5,678 bytes; licence: CC0 \\| public\n" in page
+    assert "- source `mail`, 1,234 documents, 5,678 bytes; licence: not noted\n" in page and "/disk/me" not in page
+    assert "None is noted for `mail`: ask" in page
+
+
+def test_scores_have_the_intervals_of_the_report(tmp_path):
+    store = Store(tmp_path)
+    whole = made_from(store)
+    before = whole["evaluate"]
+    figures = {"test": {"value": 3.0, "n": 5, "low": 2.9, "high": 3.125}, "baseline_unigram": None}
+    report = {"outcomes": [{"task": "rate_0.3", "figures": {"masked_cross_entropy": figures}}]}
+
+    def build(work):
+        (work.folder / "report.json").write_text(json.dumps(report))
+        return Built({}, dict(before.facts))
+
+    evaluate = store.make(Identity("evaluate", 1, {"n": 1}, dict(before.identity.inputs)), build)[0]
+    page = card("small", whole | {"evaluate": evaluate})
+    assert "| 0.3 | this model | 3.000 (2.900 to 3.125) |" in page and "| 0.3 | unigram | 5.600 |" in page
+    assert "| 0.15 | this model | 3.000 |" in page
+
+
+def test_only_the_registry_says_by_which_command_and_commit(tmp_path):
+    assert "commit" not in card("small", made_from(Store(tmp_path)))
+    assert origin("maskmill run x", "abc with changes") == (
+        "\nMake it again: `maskmill run x`, with the code of commit `abc with changes`\n"
+    )
+    assert origin("") == ""

@@ -338,3 +338,68 @@ def test_the_pause_grows_while_the_server_is_away_and_a_flush_does_not_wait_for_
     server.trouble = lambda name, when: None
     assert attempt.sender.flush(60)
     attempt.sender.stop()
+
+
+def sample(at, value):
+    return {"step": None, "timestamp_ms": at, "metrics": {"system/cpu": value}}
+
+
+def test_the_machine_s_load_goes_on_in_a_resumed_run_by_the_second(tmp_path):
+    server = FakeMlflow()
+    for first in (0, 60_000):
+        attempt = Attempt(server, tmp_path)
+        attempt.open()  # at 2 ms
+        attempt.tell(*(sample(at + 2, at) for at in range(first, first + 50_000, 10_000)))
+        assert attempt.sender.round()
+        attempt.die()
+    assert server.history("pretrain", "system/cpu") == [0, 10, 20, 30, 40, 60, 70, 80, 90, 100]
+
+
+def test_what_is_reused_names_the_run_that_made_it_unless_that_is_this_one(tmp_path):
+    def told(run, *does):
+        attempt = Attempt(server, tmp_path, run)
+        attempt.open()
+        attempt.outbox.append({"do": "tags", "stage": "pretrain", "values": {"key": "k"}})
+        attempt.outbox.append(*({"do": do, "stage": "pretrain", "key": "k"} for do in does))
+        attempt.end()
+        assert attempt.sender.round()
+        attempt.die()
+        parent = next(one.id for one in server.runs.values() if one.tags.get("maskmill.run") == run)
+        (stage,) = (one for one in server.runs.values() if one.tags.get("mlflow.parentRunId") == parent)
+        return stage
+
+    server = FakeMlflow()
+    assert told("early", "reused").tags["reused"] == "true" and "made_by" not in server.runs["1"].tags
+    maker = told("maker", "made")
+    assert maker.tags["reused"] == "false"
+    assert told("late", "reused").tags["made_by"] == maker.id
+    assert told("maker", "reused").tags["reused"] == "false" and "made_by" not in maker.tags
+
+
+def test_a_run_that_goes_on_has_the_error_of_its_last_attempt_only(tmp_path):
+    server = FakeMlflow()
+    attempt = Attempt(server, tmp_path)
+    attempt.open()
+    attempt.outbox.append({"do": "tags", "stage": "pretrain", "values": {"error": "KeyboardInterrupt"}})
+    attempt.end("KILLED")
+    assert attempt.sender.round() and server.runs["1"].tags["error"]
+    attempt.die()
+    attempt = Attempt(server, tmp_path)
+    attempt.open()
+    attempt.end()
+    assert attempt.sender.round() and "error" not in server.runs["1"].tags
+    attempt.die()
+
+
+def test_an_artifact_store_that_cannot_be_written_to_costs_its_files_only(tmp_path, capsys):
+    server = FakeMlflow()
+    server.trouble = lambda name, when: (_ for _ in ()).throw(PermissionError(13, "denied")) if name == "file" else None
+    attempt = Attempt(server, tmp_path)
+    attempt.open()
+    attempt.outbox.append({"do": "file", "stage": "pretrain", "path": "card.html"})
+    attempt.tell(*spool(1, 4, 0))
+    attempt.end()
+    assert attempt.sender.round() and server.history("pretrain", "loss") == [1, 2, 3]
+    (kept,) = tmp_path.glob("*.refused")
+    assert "card.html" in kept.read_text() and "does not take everything ([Errno 13]" in capsys.readouterr().err
+    attempt.die()

@@ -10,14 +10,15 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from flows import ui
-from tasks import sender, tracking
-from tasks.artifacts import Store
-from tasks.errors import InterruptedRun
+from tasks import lineage, sender, tracking
+from tasks.artifacts import Built, Identity, Store
+from tasks.errors import InterruptedRun, MaskmillError
 from tasks.outbox import Outbox, heads
 from tests.tasks import small_model
 
@@ -27,6 +28,7 @@ CALM = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
 }
 
 
@@ -198,7 +200,144 @@ def test_mlflow_is_as_the_delivery_takes_it_to_be(home, client):
     assert [point.step for point in client.get_metric_history(old, "a")] == [1, 2, 3, 4]
 
 
+def spooled(store, name="measured.metrics.jsonl"):
+    """A pretrain artifact with a spool of 2,000 points, every hundredth of them validated."""
+
+    def build(work):
+        lines = points(1, 2001)
+        for line in lines[99::100]:
+            line["metrics"]["validation/masked_cross_entropy"] = 3.0
+        (work.folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+        return Built({"steps": 2000}, {})
+
+    return store.make(Identity("pretrain", 1, {}, {}), build)[0]
+
+
+def test_a_run_that_reuses_a_training_shows_its_curve_and_names_its_run(home, client, tmp_path):
+    weights, runs = spooled(Store(tmp_path / "store")), []
+    for name, reused in (("maker", False), ("user", True)):
+        tracker = tracking.Tracker(home, name, name, name)
+        with tracker.stage("pretrain") as run:
+            run.record(weights, reused)
+        tracker.made("pretrain", weights)
+        assert tracker.flush(60)
+        tracker.end()
+        runs.append((tracker.run_id, run.run_id))
+    parent, reused = (client.get_run(one) for one in runs[1])
+    assert reused.data.tags["made_by"] == runs[0][1] and reused.data.tags["reused"] == "true"
+    assert parent.data.tags["key.pretrain"] == weights.key and parent.data.tags["digest.pretrain"] == weights.digest
+    steps = history(client, "user")
+    assert 500 <= len(steps) <= 521 and steps[0] == 1 and steps[-1] == 2000
+    validated = client.get_metric_history(runs[1][1], "validation/masked_cross_entropy")
+    assert [point.step for point in validated] == list(range(100, 2001, 100))
+
+
+def test_the_whole_run_shows_what_it_trained_on(home, client, tmp_path):
+    store = Store(tmp_path / "store")
+    corpus = small_model.corpus(store)
+    vocabulary = small_model.vocabulary(store, corpus)
+    tracker = tracking.Tracker(home, "told", "inputs", "tiny")
+    for part, made in (
+        ("corpus", corpus),
+        ("vocabulary", vocabulary),
+        ("shards 32", small_model.shards(store, vocabulary)),
+    ):
+        tracker.made(part, made)
+    tracker.end()
+    inputs = client.get_run(tracker.run_id).inputs.dataset_inputs
+    assert {one.dataset.name for one in inputs} == {"corpus", "vocabulary", "shards_32"}
+    assert corpus.digest in {tag.value for one in inputs for tag in one.tags}
+
+
+def test_the_machine_s_load_is_told_of_the_stage_at_work(home, client, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    tracker = tracking.Tracker(home, "told", "load", "tiny")
+    with tracker.stage("corpus") as run:
+        time.sleep(0.5)
+    tracker.end()
+    names = set(client.get_run(run.run_id).data.metrics)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names
+    assert not client.get_run(tracker.run_id).data.metrics
+
+
+@pytest.mark.parametrize("name", ['it\'s a "name" / with: odd; `characters`', "größe 日本語 🙂", "a\\b%c?d#e"])
+def test_an_experiment_may_be_called_anything(home, client, name):
+    for _ in range(2):
+        tracker = tracking.Tracker(home, name, "odd", "tiny", {"recipe": name})
+        with tracker.stage("corpus"):
+            pass
+        tracker.end()
+        assert client.get_run(tracker.run_id).info.status == "FINISHED" and not left(home)
+    assert client.get_experiment_by_name(name)
+
+
+def test_no_secret_of_an_address_is_told(home, client):
+    recipe = {"corpus": {"sources": ({"uri": "https://me:canary@host/x?token=canary"}, {"uri": "s3://bucket/x"})}}
+    tracker = tracking.Tracker(home, "told", "secrets", "tiny", {"command": "run --source http://u:canary@h/"}, recipe)
+    with pytest.raises(ValueError), tracker.stage("corpus") as run:
+        raise ValueError("https://me:canary@host/x?sig=canary cannot be read")
+    tracker.end("FAILED")
+    parent = client.get_run(tracker.run_id)
+    assert parent.data.params["corpus.sources.1.uri"] == "s3://bucket/x"
+    assert "canary" not in str(parent.data.to_dictionary()) + str(client.get_run(run.run_id).data.to_dictionary())
+
+
+def test_versions_are_listed_with_tags_and_aliases_also_beside_a_server(home, client, monkeypatch):
+    client.create_registered_model("mine")
+    for number in (1, 2):
+        client.create_model_version("mine", f"s3://somewhere/{number}", tags={"corpus": str(number) * 64})
+    client.set_registered_model_alias("mine", "champion", "2")
+    client.create_model_version("mine", "s3://somewhere/3")
+    client.delete_model_version("mine", "3")
+    found = {(one.version, one.aliases, one.tags.get("corpus")) for one in lineage.every(home)}
+    assert found == {(1, (), "1" * 64), (2, ("champion",), "2" * 64)}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(MaskmillError, match="does not answer"):
+        lineage.every(home)
+
+
 # Where something is away, hangs or dies.
+
+
+@contextmanager
+def refusing(status):
+    """A server that answers everything with this status."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"no")
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://name:secret@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "refuses the user name or password"), (403, "does not allow this")]
+)
+def test_a_wrong_password_is_one_sentence_and_nothing_is_lost(tmp_path, monkeypatch, capsys, status, words):
+    with refusing(status) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        tracker = tracking.Tracker(tmp_path, "told", "run", "tiny")
+        with tracker.stage("pretrain") as run:
+            run.ship(points(1, 5))
+        tracker.end()
+        said = capsys.readouterr().err
+        assert said.count(words) == 1 and "the run goes on" in said and "secret" not in said
+        ((path, _),) = heads(tmp_path / "outbox")
+        assert path.read_text().count("train/loss") == 4
+        with pytest.raises(MaskmillError, match=words):
+            lineage.every(tmp_path)
 
 
 def test_a_server_that_never_answers_holds_up_nobody(tmp_path, monkeypatch, capsys):
