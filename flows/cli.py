@@ -9,7 +9,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flows import environment, model_commands, schedule_commands, serve_commands, store_commands, terminal
+from flows import (
+    environment,
+    model_commands,
+    promotion_commands,
+    schedule_commands,
+    serve_commands,
+    store_commands,
+    terminal,
+)
 
 
 @terminal.app.command()
@@ -241,6 +249,8 @@ for command in (
     model_commands.predict,
     serve_commands.serve,
     model_commands.compare,
+    promotion_commands.promote,
+    promotion_commands.rollback,
     store_commands.lineage,
     store_commands.gc,
 ):

@@ -12,10 +12,11 @@ part of the identity.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import evidence
 from .artifacts import (
     Built,
     Identity,
@@ -26,13 +27,13 @@ from .artifacts import (
     digest_of,
     finish_unit,
     finished_unit,
-    load,
     write_atomic,
 )
 from .errors import DataError, NumericError, UsageError
 from .evaluate_config import EvaluateConfig, settings
 from .keys import permutation
 from .masking import EVALUATION_SEED, fraction
+from .overlap import copies
 from .progress import progress, say
 from .report import Curve, Examined, Report, page
 from .results import CHAMPION, MODEL, NAMES, UNTRAINED, Outcome, metrics_of, outcome_of
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["EvaluateConfig", "evaluate", "identity", "summary"]
 
 STAGE = "evaluate"
-VERSION = 3
+VERSION = 4
 LINES = ("baseline_unigram", "baseline_bigram", UNTRAINED, CHAMPION)
 """Labels whose masked cross-entropy is a level line in the learning curve."""
 
@@ -124,6 +125,8 @@ class _Build:
         write_atomic(workspace.folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode() + b"\n")
         write_atomic(workspace.folder / "report.html", page(self._report(outcomes, facts)).encode())
         write_atomic(workspace.folder / "curve.png", self._curve(facts["metrics"]))
+        units = [unit for one in outcomes for unit in one.units]
+        evidence.write(workspace.folder / evidence.FILE, units, self._about(outcomes, facts["test"]["digest"]))
         say("evaluate: " + summary(facts["metrics"], facts["shards_rate"]))
         return Built({"rows": len(rows), **{f"masked_rate_{rate}": n for rate, n in facts["masked"].items()}}, facts)
 
@@ -144,6 +147,36 @@ class _Build:
             "champion": self._champion_fact(),
             "predictions": list(predictions),
         }
+
+    def _about(self, outcomes: Sequence[Outcome], test: str) -> dict[str, Any]:
+        """What the scores for the gate are of."""
+        changed = [label for one in outcomes for label in one.details.get("not_comparable", ())]
+        models = {MODEL: self.pretrain} | ({CHAMPION: self.champion} if self.champion else {})
+        return {
+            "test": test,
+            "rate": self.shards.facts["rate"],
+            "copies": self._copies(),
+            "models": {
+                label: {
+                    "pretrain": one.digest,
+                    "vocabulary": one.identity.inputs["vocabulary"],
+                    "changes_text": label in changed,
+                }
+                for label, one in models.items()
+            },
+        }
+
+    def _copies(self) -> dict[str, Any]:
+        """What of the test set the model was trained on, here or in the runs that it goes on from."""
+        corpora, run = {self.corpus.digest: self.corpus}, self.pretrain
+        while fork := run.identity.inputs.get("fork"):
+            before = self.store.with_digest("pretrain", fork)
+            rows = self.store.with_digest("shards", before.identity.inputs.get("shards", "")) if before else None
+            text = self.store.with_digest("corpus", rows.identity.inputs.get("corpus", "")) if rows else None
+            if before is None or text is None:
+                return {"unknown": "the store does not have the corpus of the run that it was forked from any more"}
+            corpora[text.digest], run = text, before
+        return copies(self.corpus, list(corpora.values())[1:])
 
     def _check(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -176,16 +209,7 @@ class _Build:
 
     def _champion_vocabulary(self) -> Manifest | None:
         wanted = self.champion.identity.inputs["vocabulary"] if self.champion else ""
-        if wanted == self.vocabulary.digest:
-            return self.vocabulary
-        for folder in self.store.folders("vocabulary"):
-            try:
-                found = load(folder)
-            except DataError:
-                continue
-            if found.digest == wanted:
-                return found
-        return None
+        return self.vocabulary if wanted == self.vocabulary.digest else self.store.with_digest("vocabulary", wanted)
 
     def _comparable(self) -> bool:
         """May the champion's masked scores stand beside the model's: are they of the same tokens, and can it read
@@ -226,8 +250,13 @@ class _Build:
                 each = intrinsic.outcomes(asked, rates, scorers, self.config.rows_per_batch, bar.advance, [remark])
             # One text, since a unit sorts its keys, and the report shows labels in their order.
             page = json.dumps([one.as_json() for one in each])
-            found = finish_unit(scratch, "intrinsic", [], {"outcomes": page})
-        return numbers, [outcome_of(page) for page in json.loads(found["outcomes"])]
+            units = [unit for one in each for unit in one.units]
+            evidence.write(scratch / evidence.FILE, units, {})
+            found = finish_unit(scratch, "intrinsic", [scratch / evidence.FILE], {"outcomes": page})
+        each = [outcome_of(page) for page in json.loads(found["outcomes"])]
+        own = f"rate_{self.shards.facts['rate']}"
+        kept, _ = evidence.read_units(scratch / evidence.FILE)
+        return numbers, [replace(one, units=kept) if one.task == own else one for one in each]
 
     def _scorers(self, model: "Ours") -> dict[str, "Scorer"]:
         import numpy as np

@@ -23,8 +23,9 @@ from .batches import Batch, ShardReader
 from .bootstrap import ratio_intervals
 from .calibration import BINS, Reliability, expected_error
 from .errors import UsageError
+from .evidence import document_ids
 from .masking import fraction
-from .results import BIGRAM, CHAMPION, MODEL, UNIGRAM, Figure, Metric, Outcome, Table
+from .results import BIGRAM, CHAMPION, MODEL, UNIGRAM, Figure, Metric, Outcome, Table, Units
 from .scoring import Answers, Scorer, answered, frozen_batches, perplexity, unigram, unigram_scorer
 from .strata import Places, Stratum, by_frequency, by_part_of_word, by_place, by_source, documents, sources
 
@@ -63,6 +64,8 @@ class Asked:
     """How often each id stands in the train split."""
     strata: tuple[Stratum, ...]
     remarks: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+    """Of every document of the test split; none where they are not known."""
 
 
 def asked(shards: Manifest, rows: NDArray[np.int64], corpus: Manifest | None = None) -> Asked:
@@ -79,11 +82,12 @@ def asked(shards: Manifest, rows: NDArray[np.int64], corpus: Manifest | None = N
     counts_V = np.load(shards.whole("unigrams.npy"), allow_pickle=False)
     strata = [by_frequency(counts_V), by_part_of_word(reader.masks.words_V), by_place(reader.length)]
     names, source_U = sources(corpus, "test") if corpus else ((), np.zeros(0, np.int64))
+    ids = document_ids(corpus, "test") if corpus else ()
     if len(names) > 1:
         strata.append(by_source(names, source_U[document_S]))
-        return Asked(reader, rows, document_S, counts_V, tuple(strata), ())
+        return Asked(reader, rows, document_S, counts_V, tuple(strata), (), ids)
     why = "the corpus has one source only" if names else "which document is of which source is not known"
-    return Asked(reader, rows, document_S, counts_V, tuple(strata), (f"There is no table by source: {why}.",))
+    return Asked(reader, rows, document_S, counts_V, tuple(strata), (f"There is no table by source: {why}.",), ids)
 
 
 def baselines(shards: Manifest, ordinary: Sequence[Sequence[int]]) -> tuple[dict[str, Scorer], str]:
@@ -233,7 +237,28 @@ def _outcome(what: Asked, rate: str, sums: Sums, remarks: tuple[str, ...]) -> Ou
         },
         remarks=(*_remarks(int((masked_U > 0).sum())), *remarks),
         details=details,
+        units=_units(what, units, masked_U, by_document, sums) if sums.strata else (),
     )
+
+
+def _units(
+    what: Asked,
+    document_U: NDArray[np.int64],
+    masked_U: NDArray[np.float64],
+    by_document: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    sums: Sums,
+) -> tuple[Units, ...]:
+    """Of the model and the champion: what they lost on each document and on each class of tokens."""
+    models = [label for label in (MODEL, CHAMPION) if label in by_document]
+    asked_U = masked_U > 0
+    # Shards that are not of this corpus have documents that it does not: their number names them.
+    ids = [what.ids[one] if one < len(what.ids) else f"document {one}" for one in document_U[asked_U].tolist()]
+    losses = {label: by_document[label][LOSS][asked_U] for label in models}
+    documents = Units("document", ("",) * len(ids), tuple(ids), masked_U[asked_U].astype(np.int64), losses)
+    rows = [(one.title, row) for one in sums.strata for row in one.rows]
+    classes = {label: np.concatenate([by_class[LOSS] for by_class in sums.labels[label].by_class]) for label in models}
+    groups, names = (tuple(column) for column in zip(*rows, strict=True))
+    return documents, Units("class", groups, names, np.concatenate(sums.masked_K), classes)
 
 
 def _summed(class_N: NDArray[np.int64], values_N: NDArray[Any], classes: int) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from .artifacts import Manifest
 from .errors import UsageError
+from .evidence import ids_of
 from .keys import permutation
 from .masking import EVALUATION_SEED
 from .tokens import read_documents
@@ -42,6 +43,8 @@ class Passage:
     """In NFC, without blanks around it."""
     document: int
     """Number of its document in the test split."""
+    id: str = ""
+    """Of that document."""
 
 
 def passages(config: PseudoLikelihoodConfig, corpus: Manifest) -> list[Passage]:
@@ -52,11 +55,14 @@ def passages(config: PseudoLikelihoodConfig, corpus: Manifest) -> list[Passage]:
     documents = corpus.counts.get("documents_test", 0)
     order = permutation(EVALUATION_SEED, 0, documents)
     wanted = set(order[: config.passages].tolist())
-    cut = {
-        number: [text[start:stop] for start, stop in spans(text, config.passage_bytes)]
-        for number, text in enumerate(_test_texts(corpus))
-        if number in wanted
-    }
+    cut: dict[int, list[str]] = {}
+    ids: dict[int, str] = {}
+    for number, (identifier, text) in enumerate(_test_texts(corpus)):
+        if number in wanted:
+            cut[number], ids[number] = (
+                [text[start:stop] for start, stop in spans(text, config.passage_bytes)],
+                identifier,
+            )
     taken: list[tuple[int, int]] = []
     turn = 0
     while len(taken) < config.passages and any(len(pieces) > turn for pieces in cut.values()):
@@ -67,13 +73,15 @@ def passages(config: PseudoLikelihoodConfig, corpus: Manifest) -> list[Passage]:
         turn += 1
     if not taken:
         raise UsageError(f"pseudo_likelihood: the test split of {corpus.folder} has no text; raise corpus.test.")
-    return [Passage(cut[number][piece], number) for number, piece in sorted(taken)]
+    return [Passage(cut[number][piece], number, ids[number]) for number, piece in sorted(taken)]
 
 
-def _test_texts(corpus: Manifest) -> Iterator[str]:
+def _test_texts(corpus: Manifest) -> Iterator[tuple[str, str]]:
+    """(id, text in NFC) of every document."""
     for split, batch in read_documents(corpus):
         if split == "test":
-            yield from (unicodedata.normalize("NFC", text) for text in batch.column("text").to_pylist())
+            texts = batch.column("text").to_pylist()
+            yield from zip(ids_of(batch), (unicodedata.normalize("NFC", text) for text in texts), strict=True)
 
 
 def spans(text: str, size: int) -> Iterator[tuple[int, int]]:

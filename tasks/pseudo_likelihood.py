@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from .battery import Advance, Seen, Task
 from .bootstrap import ratio_interval
 from .errors import NumericError, UsageError
 from .passages import Passage, PseudoLikelihoodConfig, passages
-from .results import BASELINE, UNIGRAM, Figure, Metric, Outcome, name_of
+from .results import BASELINE, UNIGRAM, Figure, Metric, Outcome, Units, name_of
 from .scoring import unigram
 from .subjects import POSITIONS, Encoded, Ids, Subject, groups
 
@@ -185,6 +186,19 @@ class PseudoLikelihood(Task):
                 "not_comparable": [label for label, score in scores.items() if score["changed"] > CHANGED * len(fits)]
             },
             exposure=seen.exposure,
+            units=(self._units(scores),),
+        )
+
+    def _units(self, scores: Mapping[str, Mapping[str, Any]]) -> Units:
+        """Of every model: the bits that it needs for each passage, NaN where that is beyond its context."""
+        texts = [text.encode() for text in self.texts()]
+        bits = {label: np.array(score["nats"], np.float64) / math.log(2) for label, score in scores.items()}
+        return Units(
+            kind="passage",
+            groups=tuple(passage.id or f"document {passage.document}" for passage in self.passages),
+            names=tuple(sha256(text).hexdigest()[:32] for text in texts),
+            n=np.array([len(text) for text in texts]),
+            sums=bits,
         )
 
     def _figures(

@@ -6,9 +6,11 @@ under a lock:
 
     the same weights are never registered twice: a version with their digest in its tag `weights` is taken as it is
     tags and card are written first, aliases last, so that whoever follows an alias finds a complete version
-    `challenger` goes to each new version; `champion` to the first, and to one that is better on the same test set
+    `challenger` goes to each new version; `champion` to the first, and to one that passes the gate (gate.py)
 """
 
+import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,10 +18,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import tracking
-from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, load, write_atomic
+from . import evidence, promotion, tracking
+from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, write_atomic
+from .board import ROLLED_BACK, STANDS, WON, Board, attach
 from .card import card, lineage, origin
-from .errors import DataError, UsageError
+from .errors import UsageError
+from .gate import Rule
 from .progress import say
 from .serving import predict
 from .versions import (
@@ -61,8 +65,16 @@ class RegisterConfig:
 
     name: str = "maskmill"
     """Letters, digits, and _ . - after the first character."""
+    tolerance: float = Rule.tolerance
+    """Nats per masked token by which a new champion may be worse on a class of tokens: frequent ones, a source's."""
+    class_tokens: int = Rule.class_tokens
+    """Masked tokens that such a class must have for that to count."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < math.inf:
+            raise UsageError(f"register.tolerance is {self.tolerance}; it must be 0 or more nats.")
+        if self.class_tokens < 1:
+            raise UsageError(f"register.class_tokens is {self.class_tokens}; use at least 1.")
         try:
             check_name(self.name)
         except UsageError as error:
@@ -116,13 +128,13 @@ def register(
 
     manifest, found = store.make(this, build, libraries=("mlflow", "transformers"))
     home = home_of(home)
-    with explained(home), tracking.locked(home, "promotion.lock"):
+    with explained(home), promotion.alone(home):
         client = tracking.connect(home)
         known = with_weights(client, config.name, manifest.facts["weights"])
         if known and known.tags.get("settled") == manifest.digest:
             return manifest, found
         version = known or _create(client, home, manifest, parents, run)
-        _settle(client, version, manifest, parents, command, commit)
+        _settle(client, home, version, manifest, parents, config, command, commit)
     return manifest, False
 
 
@@ -149,9 +161,9 @@ def champion(name: str, store: Store, challenger: str | None = None, home: Path 
         client = tracking.connect(home)
         if challenger:
             for known in search(client, name, "pretrain", challenger):
-                return _pretrain(store, known.tags.get("rival", ""))
+                return store.with_digest("pretrain", known.tags.get("rival", ""))
         best = aliased(client, name, CHAMPION)
-    return _pretrain(store, best.tags.get("pretrain", "")) if best else None
+    return store.with_digest("pretrain", best.tags.get("pretrain", "")) if best else None
 
 
 # The folder.
@@ -173,32 +185,6 @@ def _write_folder(folder: Path, name: str, parents: Mapping[str, Manifest]) -> s
 
 
 # The registry.
-
-
-@dataclass(frozen=True)
-class Score:
-    """A model's masked cross-entropy, and what it was measured on."""
-
-    nats: float
-    rate: str
-    test: str
-    """Digest of the frozen test set."""
-
-
-def judge(new: Score, old: Score | None, first: bool) -> tuple[bool, str]:
-    """Is the new model the champion, and why: a few words for the registry's table.
-
-    Compared are numbers on the same frozen test set at the same rate. Where they differ the champion stays: two
-    numbers of different questions say nothing. `old` is None where the champion says nothing of its score.
-    """
-    if first:
-        return True, f"CHAMPION: first version, {new.nats:.3f} nats"
-    if old is None:
-        return False, f"not compared: the champion has no score; {new.nats:.3f} nats"
-    if (new.test, new.rate) != (old.test, old.rate):
-        return False, f"not compared: the champion has another test set; {new.nats:.3f} nats here, {old.nats:.3f} there"
-    better = new.nats < old.nats
-    return better, f"{'CHAMPION' if better else 'not better'}: {new.nats:.3f} nats, champion before {old.nats:.3f}"
 
 
 def _create(
@@ -236,60 +222,43 @@ def _create(
 
 def _settle(
     client: "MlflowClient",
+    home: Path,
     version: Version,
     manifest: Manifest,
     parents: Mapping[str, Manifest],
+    config: RegisterConfig,
     command: str,
     commit: str,
 ) -> None:
-    """Tags, card, then aliases; `settled` at the very end says that nothing is left to do for this report."""
-    name, number = version.name, str(version.version)
-    report = parents["evaluate"].facts
-    rate = report["shards_rate"]
-    new = Score(report["metrics"][f"test/rate_{rate}/masked_cross_entropy"], rate, report["test"]["digest"])
-    best = aliased(client, name, CHAMPION)
-    again = best is not None and best.version == version.version
-    promoted, verdict = judge(new, _score(best), first=best is None)
-    if again:
-        promoted, verdict = True, f"CHAMPION: {new.nats:.3f} nats"
-    tags = {"verdict": verdict, "nats": f"{new.nats:.6f}", "rate": rate, "test": new.test}
-    if best and not again:
-        tags |= {"against": f"version {best.version}", "against_nats": best.tags.get("nats", "unknown")}
-        tags |= {"against_test": best.tags.get("test", "unknown")}
+    """Evidence, tags, card, then aliases; `settled` at the very end says that nothing is left to do for this report."""
+    name, number, report = version.name, str(version.version), parents["evaluate"]
+    if evidence.FILE in report.files:
+        attach(client, version, report.whole(evidence.FILE))
+    board, rate = Board(client, home, name), report.facts["shards_rate"]
+    nats = report.facts["metrics"][f"test/rate_{rate}/masked_cross_entropy"]
+    if board.champion() == version.version:
+        stands, verdict = WON, f"CHAMPION: {nats:.3f} nats"
+    elif version.tags.get("gate") == ROLLED_BACK:  # only a person brings it back
+        stands, verdict = ROLLED_BACK, version.tags.get("verdict", ROLLED_BACK)
+    else:
+        stands, verdict = "", f"{STANDS}: {nats:.3f} nats"
+    tags = {"verdict": verdict} | ({"gate": stands} if stands else {})
+    tags |= {"nats": f"{nats:.6f}", "rate": rate, "test": report.facts["test"]["digest"]}
+    tags |= {"rule": json.dumps({"tolerance": config.tolerance, "class_tokens": config.class_tokens})}
     tags |= lineage(parents) | {STAGE: manifest.digest}
-    tags |= {"rival": parents["evaluate"].identity.inputs.get("champion", ""), "command": command or "unknown"}
+    tags |= {"rival": report.identity.inputs.get("champion", ""), "command": command or "unknown"}
     tags |= {"commit": commit or "unknown"}
     for tag, value in tags.items():
         client.set_model_version_tag(name, number, tag, value)
     page = manifest.path("model/README.md").read_text().split("---\n", 2)[-1]
     client.update_model_version(name, number, description=f"v{number} {verdict}\n{origin(command, commit)}{page}")
-    if promoted and not again:
-        client.set_registered_model_alias(name, CHAMPION, number)
+    if not stands:
+        verdict = board.enter(version.version).verdict
     client.set_registered_model_alias(name, CHALLENGER, number)
     client.set_model_version_tag(name, number, "settled", manifest.digest)
     say(f"register: {name} version {number}: {verdict}")
 
 
-def _score(version: Version | None) -> Score | None:
-    tags = version.tags if version else {}
-    try:
-        return Score(float(tags["nats"]), tags["rate"], tags["test"])
-    except (KeyError, ValueError):
-        return None
-
-
 def _example(evaluate: Manifest) -> str:
     predictions = evaluate.facts["predictions"]
     return str(predictions[0]["text"]) if predictions else "A text with a [MASK]."
-
-
-def _pretrain(store: Store, digest: str) -> Manifest | None:
-    """The pretrain manifest with a digest, if the store still has it whole."""
-    for folder in store.folders("pretrain") if digest else []:
-        try:
-            manifest = load(folder)
-        except DataError:
-            continue
-        if manifest.digest == digest:
-            return manifest
-    return None

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 MODEL, CHAMPION = "test", "champion"
 """Labels of the model itself (it goes by the split) and of the one to beat: the first part of a metric's name."""
 BASELINE = "baseline_"
@@ -66,6 +69,22 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Units:
+    """What a figure is made of: sums by document, passage, class. Two models are compared by them (evidence.py)."""
+
+    kind: str
+    """document, passage, class."""
+    groups: tuple[str, ...]
+    """Of a class its stratum, of a passage its document, of a document nothing."""
+    names: tuple[str, ...]
+    """The same wherever the same was asked."""
+    n: NDArray[np.int64]
+    """Masked tokens, or bytes (U,)."""
+    sums: Mapping[str, NDArray[np.float64]]
+    """Label -> summed −log p (U,): nats of tokens, bits of passages; NaN where the model could not be asked."""
+
+
+@dataclass(frozen=True)
 class Exposure:
     """What of an evaluation set the model has read in training: 13 words in a row shared with the train split."""
 
@@ -101,6 +120,8 @@ class Outcome:
     """What else belongs into the JSON, and pictures are drawn from (bins of calibration, examples)."""
     exposure: Exposure | None = None
     """None where it was not measured; `remarks` says why."""
+    units: tuple[Units, ...] = field(default=(), repr=False, compare=False)
+    """No part of the report."""
 
     def __post_init__(self) -> None:
         assert self.main in self.metrics and self.metrics.keys() == self.figures.keys(), self.task
@@ -113,7 +134,9 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """For report.json: plain dictionaries; a number that is not finite becomes null."""
-        return _plain(asdict(self))
+        page: dict[str, Any] = _plain(asdict(replace(self, units=())))
+        page.pop("units")
+        return page
 
 
 def outcome_of(page: Mapping[str, Any]) -> Outcome:

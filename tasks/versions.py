@@ -18,7 +18,8 @@ from .errors import DataError, MaskmillError, UsageError, without_secrets
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+"""Aliases: the model to use, the one registered last, the champion before."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
@@ -33,6 +34,8 @@ class Version:
     tags: Mapping[str, str]
     source: str
     """Address of the model's folder."""
+    run: str = ""
+    """Id of the MLflow run that it belongs to."""
 
     @property
     def page(self) -> str:
@@ -89,15 +92,24 @@ def fetch(version: Version, home: Path, target: Path | None) -> Path:
     target      an empty folder for it; None where MLflow shall say where it lies, if that is on this machine
     Raises DataError where it is gone.
     """
-    with explained(home), fluent(home) as mlflow:
+    with explained(home):
+        return brought(version, home, target) / "artifacts" / "model"
+
+
+def brought(version: Version, home: Path, target: Path | None, path: str = "") -> Path:
+    """A version's artifacts, or one of them (`path`), from wherever the registry keeps them.
+
+    target      an empty folder, if they have to be brought here; None as in `fetch`
+    Raises DataError where they are gone.
+    """
+    address = "/".join(part for part in (f"models:/{version.name}/{version.version}", path) if part)
+    with fluent(home) as mlflow:
         try:
-            address = f"models:/{version.name}/{version.version}"
-            place = str(target) if target else None
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=place))
-        except mlflow.exceptions.MlflowException as error:
-            said = error.message.splitlines()[0]
-            raise DataError(f"{version.name} version {version.version} cannot be loaded: {said}") from error
-    return folder / "artifacts" / "model"
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(target) if target else None))
+        except (mlflow.exceptions.MlflowException, OSError) as error:
+            said = (str(error).splitlines() or [""])[0]
+            what = f"{path} of {version.name}" if path else version.name
+            raise DataError(f"{what} version {version.version} cannot be loaded: {said}") from error
 
 
 def known_model(client: "MlflowClient", name: str) -> Any:
@@ -106,9 +118,14 @@ def known_model(client: "MlflowClient", name: str) -> Any:
 
 
 def version_of(client: "MlflowClient", found: Any) -> Version:
-    # A search leaves the aliases out, so they are asked for.
-    full = client.get_model_version(found.name, found.version)
-    return Version(full.name, int(full.version), tuple(sorted(full.aliases)), dict(full.tags), str(full.source))
+    """Of what a search found: it leaves the aliases out, so they are asked for."""
+    return version_from(client.get_model_version(found.name, found.version))
+
+
+def version_from(full: Any) -> Version:
+    """MLflow's entity as ours."""
+    aliases, tags = tuple(sorted(full.aliases)), dict(full.tags)
+    return Version(full.name, int(full.version), aliases, tags, str(full.source), str(full.run_id or ""))
 
 
 def search(client: "MlflowClient", name: str, tag: str, value: str) -> list[Version]:

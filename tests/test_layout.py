@@ -17,7 +17,9 @@ TORCH_RING = {
     "downloaded", "pseudo_likelihood", "minimal_pairs", "cloze", "probes", "finetuning", "classification", "tagging",
     "agenda", "bigram", "intrinsic",
 }  # fmt: skip
-MLFLOW = {"registry", "versions", "tracking", "delivery", "system_metrics", "fill_mask", "serving"}
+MLFLOW = {
+    "registry", "versions", "tracking", "delivery", "system_metrics", "fill_mask", "serving", "board", "promotion",
+}  # fmt: skip
 """The registry and its parts, and the file that is served; they import mlflow inside their functions."""
 HEAVY = {"torch", "prefect", "mlflow", "transformers", "datasets", "tokenizers", "safetensors", "matplotlib"}
 MODULES = {path.stem: path for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__"}
