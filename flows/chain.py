@@ -22,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 
 from flows import environment, ledger, plan, summary, ui
 from flows.recipes import Recipe
-from tasks import artifacts, registry, remotes
+from tasks import artifacts, registry, versions
 from tasks.artifacts import Manifest, Store
 from tasks.errors import InterruptedRun, UsageError, without_secrets
 from tasks.progress import clock, say
@@ -111,7 +111,7 @@ class Chain:
     def links(self) -> dict[str, Any]:
         """What the registry writes beside a version, for people; MLflow's run should be there by then."""
         self.tracker.flush()
-        command = remotes.without_secrets(self.recorder.entry.command)
+        command = without_secrets(self.recorder.entry.command)
         return {"run": self.tracker.run_id or None, "command": command, "commit": commit()}
 
     def finished(self) -> summary.Finished:
@@ -254,6 +254,7 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
     """
     environment.check_mlflow()
     home = environment.home()
+    versions.check_access(home)
     environment.reach_hub(recipe.reaches_hub)
     store = Store(environment.store_root(home), wait, plan.forced_stages(force_from))
     flow_run, name = str(runtime.flow_run.id or ""), str(runtime.flow_run.name or recipe.name)

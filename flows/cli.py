@@ -18,6 +18,7 @@ from flows import (
     store_commands,
     terminal,
 )
+from flows.access import HOST
 
 
 @terminal.app.command()
@@ -118,7 +119,9 @@ def _run(
 
         _quiet()
         try:
-            result = getattr(mlm, flow)(recipe, list(source), list(set_), wait=wait, **others)
+            result = getattr(mlm, flow)(
+                recipe, recipes.to_be_written(source), recipes.to_be_written(set_), wait=wait, **others
+            )
         finally:
             mlm.deliver()
     summary.show(result)
@@ -229,16 +232,23 @@ def runs(
 def ui(
     prefect_port: Annotated[int, typer.Option(help="Wanted port; another free one where it is taken.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Wanted port; another free one where it is taken.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need passwords.")] = HOST,
+    allowed_hosts: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Names by which browsers call it; default: this machine's.")
+    ] = "",
     debug: terminal.Debug = False,
 ) -> None:
     """Start both web UIs on 127.0.0.1, print their addresses.
 
-    Example: maskmill ui
+    With PREFECT_SERVER_API_AUTH_STRING=user:password and MLFLOW_AUTH_ADMIN_PASSWORD set, both ask for them, and --host
+    may be one that others reach.
+
+    Example: maskmill ui --host 0.0.0.0 --allowed-hosts mill.example.org
     """
-    from flows import ui
+    from flows import access, ui
 
     home = terminal.home()
-    ui.serve(home, prefect_port, mlflow_port)
+    ui.serve(home, prefect_port, mlflow_port, access.Access(host, access.names(host, allowed_hosts)))
 
 
 for command in (

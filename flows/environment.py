@@ -4,6 +4,7 @@ Prefect, MLflow and Hugging Face read their settings when they are imported: so 
 what the user has set.
 """
 
+import importlib.util
 import os
 import re
 import socket
@@ -76,6 +77,8 @@ def check_mlflow() -> None:
         port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
     except ValueError as error:
         raise UsageError(f"MLFLOW_TRACKING_URI is no address: {error}.") from None
+    if parts.scheme == "postgresql" and importlib.util.find_spec("psycopg") is None:
+        raise UsageError("MLFLOW_TRACKING_URI names a PostgreSQL; it needs: pip install 'maskmill[postgres]'")
     if not parts.hostname or not port:  # SQLite, a folder, Databricks
         return
     try:

@@ -20,7 +20,7 @@ import yaml
 from flows import recipe_file, runners
 from flows.environment import CHECKOUT
 from tasks.corpus import CorpusConfig
-from tasks.errors import MaskmillError, UsageError
+from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries
 from tasks.evaluate_config import FILES, SETS, EvaluateConfig
 from tasks.pretrain import PretrainConfig
 from tasks.registry import RegisterConfig
@@ -112,6 +112,9 @@ def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str
     Raises UsageError naming the file (or the --set), the key, and what was expected.
     """
     path = find(name_or_path)
+    sources, overrides = ([_QUERIES.get(one, one) for one in given] for given in (sources, overrides))
+    if unknown := [one for one in (*sources, *overrides) if HIDDEN in one]:
+        raise UsageError(f"{unknown[0]}: the query of an address is not written down anywhere; give the whole address.")
     data = recipe_file.read(path)
     _spell_out_sources(data, path.parent)
     given: dict[Path_, str] = {}
@@ -144,7 +147,7 @@ def command(
     wait: float | None = None,
     verb: str = "run",
 ) -> str:
-    """The command that runs the same again, from any folder, ready for a shell."""
+    """The command that runs the same again, from any folder, ready for a shell. Queries of addresses are left out."""
     path = find(name_or_path)
     words = ["maskmill", verb, name_or_path if path.parent == FOLDER else str(path)]
     for source in sources:
@@ -155,7 +158,22 @@ def command(
         words += ["--from", force_from]
     if wait is not None:
         words += ["--wait", f"{wait:g}"]
-    return shlex.join(words)
+    return without_queries(shlex.join(words))
+
+
+_QUERIES: dict[str, str] = {}
+
+
+def to_be_written(given: Sequence[str]) -> list[str]:
+    """Sources or settings without queries, for Prefect to keep; `load` of this process knows what they stand for."""
+    written = []
+    for one in given:
+        bare = without_queries(one)
+        if bare != one:
+            bare += f" ({number})" if (number := [*_QUERIES.values(), one].index(one)) else ""
+            _QUERIES[bare] = one
+        written.append(bare)
+    return written
 
 
 def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:

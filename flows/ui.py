@@ -1,4 +1,4 @@
-"""The two web servers, on 127.0.0.1 only: Prefect's and MLflow's. Also the Prefect server that a lone `run` brings.
+"""The two web servers: Prefect's and MLflow's. Also the Prefect server that a lone `run` brings.
 
 Each is a process of its own with its words in <home>/logs, so that this process stays small and the terminal readable.
 """
@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.access import HOST, Access, enter_mlflow, enter_prefect
 from tasks import tracking
 from tasks.artifacts import write_atomic
-from tasks.errors import MaskmillError, UsageError
+from tasks.errors import MaskmillError, UsageError, without_secrets
 from tasks.progress import progress, say
 
-HOST = "127.0.0.1"
 EMBEDDED = "MASKMILL_PREFECT_EMBEDDED"
 """Name in the environment: set where Prefect's server ends with this process, and its pages with it."""
 PATIENCE = 180.0
@@ -37,6 +37,7 @@ class Server:
 
     name: str
     address: str
+    """As this machine reaches it."""
     health: str
     """Path that answers 200 once it is up."""
     process: subprocess.Popen[bytes]
@@ -70,14 +71,14 @@ def answers(url: str) -> bool:
         return False
 
 
-def free_port(wanted: int) -> int:
-    """The wanted port of this machine, or any free one where it is taken."""
+def free_port(wanted: int, host: str = HOST) -> int:
+    """The wanted port of this machine, or any free one where it is taken. Raises UsageError for a foreign host."""
     for port in (wanted, 0):
-        with socket.socket() as probe, suppress(OSError):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
+            probe.bind((host, port))
             return probe.getsockname()[1]
-    raise MaskmillError(f"No free port on {HOST}.")
+    raise UsageError(f"{host} is no address of this machine, or none of its ports is free.")
 
 
 def _die_with_parent() -> None:
@@ -86,7 +87,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _start(home: Path, name: str, port: int, health: str, words: list[str], extra: dict[str, str]) -> Server:
+def _start(home: Path, name: str, at: str, health: str, words: list[str], extra: dict[str, str]) -> Server:
     log = home / "logs" / f"{name.lower()}-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | extra
@@ -102,13 +103,13 @@ def _start(home: Path, name: str, port: int, health: str, words: list[str], extr
             preexec_fn=_die_with_parent,
             cwd=home,
         )
-    return Server(name, f"http://{HOST}:{port}", health, process, log)
+    return Server(name, f"http://{at}", health, process, log)
 
 
-def start_prefect(home: Path, port: int) -> Server:
+def start_prefect(home: Path, port: int, access: Access = Access()) -> Server:  # noqa: B008  (frozen)
     """Prefect's server with its UI and scheduler."""
-    words = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return _start(home, "Prefect", port, "/api/health", words, {})
+    words = ["prefect", "server", "start", "--host", access.host, "--port", str(port)]
+    return _start(home, "Prefect", f"{access.near}:{port}", "/api/health", words, access.prefect(port))
 
 
 def start_embedded_prefect(home: Path) -> Server:
@@ -117,15 +118,18 @@ def start_embedded_prefect(home: Path) -> Server:
     words = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)]
     words += ["--log-level", "error", "--lifespan", "on"]
     extra = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    return _start(home, "Prefect", port, "/api/health", words, extra)
+    return _start(home, "Prefect", f"{HOST}:{port}", "/api/health", words, extra)
 
 
-def start_mlflow(home: Path, port: int) -> Server:
+def start_mlflow(home: Path, port: int, access: Access = Access()) -> Server:  # noqa: B008  (frozen)
     """MLflow's server with one worker. Without its job runner, which would add seven processes and 700 MB."""
-    words = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", tracking.tracking_uri(home)]
+    words, settings = access.mlflow(port, home)
+    words = ["mlflow", "server", "--port", str(port), "--workers", "1", *words]
     words += ["--artifacts-destination", str(tracking.artifact_root(home))]
-    return _start(home, "MLflow", port, "/health", words, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    settings |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Not a word of the command, which every user of the machine can read: it may hold a password.
+    settings |= {"MLFLOW_BACKEND_STORE_URI": tracking.tracking_uri(home)}
+    return _start(home, "MLflow", f"{access.near}:{port}", "/health", words, settings)
 
 
 def running(home: Path) -> dict[str, str] | None:
@@ -142,15 +146,20 @@ def prefect_api(home: Path) -> Iterator[None]:
     """A Prefect server for the time of the block, in PREFECT_API_URL. To be entered before Prefect is imported.
 
     The one that PREFECT_API_URL names, else the one of `maskmill ui`, else one that lives as long as the block.
-    Raises UsageError when the named one does not answer.
+    Raises UsageError when the named one does not answer, or wants another password.
     """
     if url := os.environ.get("PREFECT_API_URL"):
         if not answers(f"{url.rstrip('/')}/health"):
-            raise UsageError(f"No Prefect server answers at {url} (PREFECT_API_URL); start it, or unset the variable.")
+            where = without_secrets(url)
+            raise UsageError(
+                f"No Prefect server answers at {where} (PREFECT_API_URL); start it, or unset the variable."
+            )
+        enter_prefect(url)
         yield
         return
     if addresses := running(home):
         os.environ["PREFECT_API_URL"] = addresses["prefect"] + "/api"
+        enter_prefect(os.environ["PREFECT_API_URL"])
         yield
         return
     (home / "prefect").mkdir(parents=True, exist_ok=True)
@@ -165,26 +174,29 @@ def prefect_api(home: Path) -> Iterator[None]:
             raise
     os.environ["PREFECT_API_URL"], os.environ[EMBEDDED] = server.address + "/api", "1"
     try:
+        enter_prefect(os.environ["PREFECT_API_URL"])
         yield
     finally:
         server.stop()
 
 
-def serve(home: Path, prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+def serve(home: Path, prefect_port: int = 4200, mlflow_port: int = 5000, access: Access = Access()) -> None:  # noqa: B008
     """Both servers until Ctrl-C; their addresses on stdout, and in <home>/ui.json for `maskmill run`."""
     if addresses := running(home):
         show(addresses)
         say("Both are already up, started by another `maskmill ui`.")
         return
-    servers = [start_prefect(home, free_port(prefect_port)), start_mlflow(home, free_port(mlflow_port))]
+    first, second = free_port(prefect_port, access.host), free_port(mlflow_port, access.host)
+    servers = [start_prefect(home, first, access), start_mlflow(home, second, access)]
     try:
         with progress("starting", total=2, unit="servers") as bar:
             for server in servers:
                 server.wait()
                 bar.advance()
+        enter_mlflow(servers[1].address)
         addresses = {"prefect": servers[0].address, "mlflow": servers[1].address}
         write_atomic(home / "ui.json", json.dumps(addresses | {"pid": str(os.getpid())}).encode())
-        show(addresses)
+        show({name: address.replace(access.near, access.shown) for name, address in addresses.items()})
         say("Ctrl-C stops both.")
         while all(server.process.poll() is None for server in servers):
             time.sleep(0.5)

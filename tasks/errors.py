@@ -68,6 +68,15 @@ EXIT_CODES = {
 }
 
 
+HIDDEN = "?…"
+"""What stands for the query of an address."""
+
+
 def without_secrets(text: str) -> str:
-    """A text whose addresses show no user and password."""
-    return re.sub(r"://[^/@\s]*@", "://…@", text)
+    """A text whose addresses show no user, password and query."""
+    return without_queries(re.sub(r"://[^/@\s]*@", "://…@", text))
+
+
+def without_queries(text: str) -> str:
+    """A text whose addresses show no query: it may hold a signature, a key or a password."""
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*=[^\s'\"]*", rf"\1{HIDDEN}", text)

@@ -29,7 +29,7 @@ from .artifacts import (
     finished_unit,
     write_atomic,
 )
-from .errors import DataError, NumericError, UsageError
+from .errors import NumericError, UsageError
 from .evaluate_config import EvaluateConfig, settings
 from .keys import permutation
 from .masking import EVALUATION_SEED, fraction

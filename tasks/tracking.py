@@ -19,7 +19,6 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from . import remotes
 from .artifacts import Manifest
 from .delivery import Delivery
 from .errors import InterruptedRun, UsageError, without_secrets
@@ -61,13 +60,18 @@ def database(home: Path) -> Path:
 
 
 def artifact_root(home: Path) -> Path:
-    """Where models and pictures lie when the database is the embedded one; a server has a place of its own."""
+    """Where files lie that belong to a database without a server, unless MLFLOW_DEFAULT_ARTIFACT_ROOT names a place."""
     return home.resolve() / "mlartifacts"
 
 
 def is_embedded(home: Path) -> bool:
     """Is MLflow a database in the home folder, and no server?"""
     return tracking_uri(home) == f"sqlite:///{database(home)}"
+
+
+def _is_server(home: Path) -> bool:
+    """Is it a server, which says itself where files lie, and no database?"""
+    return tracking_uri(home).partition(":")[0].partition("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def exists(home: Path) -> bool:
@@ -126,7 +130,8 @@ def experiment_id(client: "MlflowClient", home: Path, name: str) -> str:
 
     if (known := found()) is not None:
         return known
-    place = artifact_root(home).as_uri() if is_embedded(home) else None
+    # Without a server MLflow would take ./mlruns, wherever that is at the moment.
+    place = None if _is_server(home) else os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or artifact_root(home).as_uri()
     try:
         return client.create_experiment(
             name, artifact_location=place, tags={"mlflow.experimentKind": "custom_model_development"}
@@ -151,7 +156,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             items |= flat(inner, f"{prefix}{name}.")
         else:
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str)
-            text = remotes.without_secrets(text)
+            text = without_secrets(text)
             items[prefix + name] = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return items
 
@@ -213,7 +218,7 @@ class Tracker:
     @property
     def page(self) -> str:
         """Address of the run's page where MLflow is a server; "" otherwise, and as long as it was not reached."""
-        where = remotes.without_secrets(tracking_uri(self.home)).rstrip("/")
+        where = without_secrets(tracking_uri(self.home)).rstrip("/")
         experiment = self._sender.experiment if self._sender else ""
         known = where.startswith("http") and experiment and self.run_id
         return f"{where}/#/experiments/{experiment}/runs/{self.run_id}" if known else ""
@@ -309,7 +314,7 @@ class StageRun:
         interrupted = isinstance(error, InterruptedRun) or (error is not None and not isinstance(error, Exception))
         status = "FINISHED" if error is None else "KILLED" if interrupted else "FAILED"
         if error is not None:
-            text = remotes.without_secrets(f"{type(error).__name__}: {error}")[:1000]
+            text = without_secrets(f"{type(error).__name__}: {error}")[:1000]
             self.tracker.tell({"do": "tags", "stage": self.stage, "values": {"error": text}})
         self.tracker.tell({"do": "end", "stage": self.stage, "status": status, "at": _now()})
 
@@ -357,7 +362,7 @@ def _now() -> int:
 
 def _shown(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags without the secrets of addresses in them."""
-    return {name: remotes.without_secrets(value) for name, value in tags.items()}
+    return {name: without_secrets(value) for name, value in tags.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Aliases: the model to use, the one registered last, the champion before."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+LIBRARIES = ("mlflow", "sqlalchemy", "requests", "boto3", "botocore")
+"""Whose errors are those of MLflow's server, its database or the place of its files."""
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
@@ -105,7 +107,9 @@ def brought(version: Version, home: Path, target: Path | None, path: str = "") -
     address = "/".join(part for part in (f"models:/{version.name}/{version.version}", path) if part)
     with fluent(home) as mlflow:
         try:
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(target) if target else None))
+            return Path(
+                mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(target) if target else None)
+            )
         except (mlflow.exceptions.MlflowException, OSError) as error:
             said = (str(error).splitlines() or [""])[0]
             what = f"{path} of {version.name}" if path else version.name
@@ -186,6 +190,16 @@ def _find(client: "MlflowClient", name: str | None, alias: str, number: int | No
 # MLflow's manners.
 
 
+def check_access(home: Path) -> None:
+    """Asks a server or database that is not the embedded one for something small, as the last stage will.
+
+    Raises UsageError where it does not let this user in, MaskmillError where it does not answer as it should.
+    """
+    if not tracking.is_embedded(home):
+        with explained(home):
+            tracking.connect(home).search_registered_models(max_results=1)
+
+
 def home_of(home: Path | None) -> Path:
     """The folder of the registry: MASKMILL_HOME where none is given."""
     if home is None:
@@ -216,13 +230,21 @@ def explained(home: Path) -> Iterator[None]:
     """What MLflow raises, as one sentence."""
     try:
         yield
-    except (MaskmillError, OSError):
+    except MaskmillError:
         raise
     except Exception as error:
-        if not type(error).__module__.startswith(("mlflow", "sqlalchemy")):
+        if not type(error).__module__.startswith(LIBRARIES):
             raise
         text = without_secrets((str(error).splitlines() or [""])[0][:300])
         where = without_secrets(tracking.tracking_uri(home))
+        if " failed with error code 401 " in text:
+            raise UsageError(
+                f"MLflow at {where} does not let you in; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            ) from error
+        if " authentication failed for user " in str(error):  # PostgreSQL
+            raise UsageError(
+                f"MLflow's database at {where} does not let you in; correct user and password of MLFLOW_TRACKING_URI."
+            ) from error
         if why := login_refused(error):
             raise MaskmillError(f"The registry at {where} {why}.") from error
         if " failed with exception " in text:  # no connection; what follows are the innards of urllib3

@@ -301,7 +301,7 @@ def test_a_promotion_that_was_overtaken_before_it_set_the_alias_looks_again(shel
 
 
 def _stand(home, spec, uri, meet, wait_for, done, locked):
-    """A promotion in a process of its own. Without a lock it decides, meets the other, then sets the alias; last if told."""
+    """A promotion in a process of its own. Unlocked it decides, meets the other, then sets the alias; last if told."""
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
     board.smoke = lambda spec, home: ""
