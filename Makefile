@@ -13,7 +13,7 @@ test: $(VENV)/installed-test      ## the whole test suite
 	$(BIN)/python -m pytest -m ""
 
 check-tests: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
 
 check: check-tests              ## what .ci/run checks: lint, types, the essential tests
 	$(BIN)/ruff check .
@@ -30,9 +30,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+$(VENV)/installed-test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@
+	touch $(VENV)/installed $@
 
 clean:                          ## removes the environment and everything that was made
 	rm -rf $(VENV) .maskmill

@@ -70,10 +70,15 @@ class Access:
         """The name in addresses for others."""
         return self.names[0] if self.names else self.near
 
+    @property
+    def known(self) -> list[str]:
+        """All names by which the servers may be called."""
+        return list(dict.fromkeys([*self.names, self.near, HOST, "localhost"]))
+
     def origins(self, port: int) -> str:
         """What pages of a server may say of where they are from: it directly, or a proxy before it."""
         proxies = [f"{scheme}://{name}" for name in self.names for scheme in ("http", "https")]
-        return ",".join([*proxies, *(f"http://{name}:{port}" for name in (*self.names, HOST, "localhost"))])
+        return ",".join([*proxies, *(f"http://{name}:{port}" for name in self.known)])
 
     def prefect(self, port: int) -> dict[str, str]:
         """Settings of Prefect's server. It has no list of hosts; by default pages of any site may read its answers."""
@@ -87,7 +92,7 @@ class Access:
         """Options and settings of MLflow's server; writes the settings of its users into the home."""
         words, settings = ["--host", self.host, "--cors-allowed-origins", self.origins(port)], {}
         if self.names:  # else its default: the loopback and private addresses
-            hosts = [f"{name}{at}" for name in (*self.names, HOST, "localhost") for at in ("", ":*")]
+            hosts = [f"{name}{at}" for name in self.known for at in ("", ":*")]
             words += ["--allowed-hosts", ",".join(hosts)]
         if os.environ.get(MLFLOW):
             words += ["--app-name", "basic-auth"]

@@ -264,7 +264,8 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
         run = before.run if before else flow_run or recorder.entry.id
         recorder.entry.settings, recorder.entry.run = settings, run
         recorder.save()
-        tracker = Tracker(home, recipe.name, run, name, _tags(recipe, command, flow_run, name), asdict(recipe))
+        tags, sweep = _tags(recipe, command, flow_run, name), str(runtime.flow_run.parent_flow_run_id or "")
+        tracker = Tracker(home, recipe.name, run, name, tags, asdict(recipe), sweep)
         status = "FAILED"
         try:
             yield Chain(recipe, store, recorder, tracker)
@@ -275,6 +276,19 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
             raise
         finally:
             tracker.end(status)
+
+
+@contextmanager
+def gathered(recipe: Recipe, command: str) -> Iterator[None]:
+    """One run of MLflow above those of a sweep; the sweep's flow runs in the block."""
+    flow_run, name = str(runtime.flow_run.id or ""), str(runtime.flow_run.name or recipe.name)
+    tracker = Tracker(environment.home(), recipe.name, flow_run, name, _tags(recipe, command, flow_run, name))
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        tracker.end(status)
 
 
 def _tags(recipe: Recipe, command: str, flow_run: str, name: str) -> dict[str, str]:

@@ -92,7 +92,7 @@ def sweep(
 
         _quiet()
         try:
-            found = sweep.sweep(recipe, list(source), list(set_), wait=wait)
+            found = sweep.sweep(recipe, recipes.to_be_written(source), recipes.to_be_written(set_), wait=wait)
         finally:
             mlm.deliver()
     sweep.show(found)

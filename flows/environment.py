@@ -69,7 +69,8 @@ def settle(home: Path) -> None:
 def check_mlflow() -> None:
     """Raises UsageError where MLFLOW_TRACKING_URI names a server that does not answer: the last stage needs it.
 
-    Any answer counts, also one that asks for a password; only a gateway that finds nothing behind it (5xx) does not.
+    Any answer of a web server counts, also one that asks for a password (versions.check_access has one); only a gateway
+    that finds nothing behind it (5xx) does not. A database has to let us in: MLflow would try for two minutes.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     try:
@@ -86,12 +87,28 @@ def check_mlflow() -> None:
             _ask(f"{uri.rstrip('/')}/health")
         else:
             socket.create_connection((parts.hostname, port), PATIENCE).close()
+            _enter(uri)
     except OSError as error:
         where = f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"  # no user, no password
         why = getattr(error, "reason", error)
         raise UsageError(
             f"No MLflow server answers at {where} (MLFLOW_TRACKING_URI): {why}; start it, or unset the variable."
         ) from None
+
+
+def _enter(uri: str) -> None:
+    """Raises UsageError where a PostgreSQL does not let us in."""
+    if not uri.startswith("postgresql") or importlib.util.find_spec("psycopg") is None:
+        return
+    import psycopg
+
+    try:
+        psycopg.connect(re.sub(r"^postgresql\+\w+:", "postgresql:", uri), connect_timeout=int(PATIENCE)).close()
+    except psycopg.OperationalError as error:
+        why = str(error).splitlines()[0]
+        raise UsageError(f"The database that MLFLOW_TRACKING_URI names does not let us in: {why}") from None
+    except psycopg.ProgrammingError:  # an option of another driver
+        return
 
 
 def _ask(url: str) -> None:

@@ -90,8 +90,15 @@ def sweep(
         wait: Seconds to wait for another run that is making the same artifact.
     """
     grid = points(set)
-    for point in grid:  # a slip in the last one shall not cost the others their time
-        recipes.load(recipe, source, point)
+    settings = [recipes.load(recipe, source, point) for point in grid]  # a slip in the last one costs no time
+    with chain.gathered(settings[0], recipes.command(recipe, source, set, verb="sweep")):
+        found = _each(recipe, source, grid, wait)
+    with chain.mirrored():
+        create_table_artifact(key="sweep", table=table(found), description=f"{recipe}: {len(grid)} runs")
+    return found
+
+
+def _each(recipe: str, source: list[str], grid: Sequence[list[str]], wait: float) -> list[Point]:
     found = []
     for number, (point, values) in enumerate(zip(grid, varied(grid), strict=True), 1):
         say(f"sweep {number} of {len(grid)}: {' '.join(f'{key}={value}' for key, value in values.items())}")
@@ -101,8 +108,6 @@ def sweep(
             raise result
         done = result if isinstance(result, summary.Finished) else None
         found.append(Point(values, done, "" if done else f"{result}"))
-    with chain.mirrored():
-        create_table_artifact(key="sweep", table=table(found), description=f"{recipe}: {len(grid)} runs")
     return found
 
 

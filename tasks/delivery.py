@@ -24,6 +24,8 @@ AT_ONCE = 1000
 REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
 """What MLflow says to a request that will not become right by waiting."""
 WRONG = (UsageError, TypeError, ValueError, KeyError, AttributeError, FileNotFoundError)
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says where the place of the artifacts cannot be written to."""
 
 
 class Delivery:
@@ -90,9 +92,18 @@ class Delivery:
                 self.client.delete_tag(self.runs[stage], "error")
             return True
         tags, name = ({}, stage) if stage else (self.head["tags"], self.head["name"])
-        made = self.client.create_run(self.experiment, entry.get("at"), {**tags, **key}, name)
+        above = {} if stage else self._sweep()
+        made = self.client.create_run(self.experiment, entry.get("at"), {**tags, **key, **above}, name)
         self._known[stage], self.runs[stage], self._started[stage] = {}, made.info.run_id, made.info.start_time
         return False
+
+    def _sweep(self) -> dict[str, str]:
+        """The tag that puts a run below that of its sweep; MLflow may not know that yet: then it is made here."""
+        if not (whose := self.head.get("within")):
+            return {}
+        found = self.client.search_runs([self.experiment], f"tags.`maskmill.run` = '{whose}'", max_results=1)
+        above = found[0] if found else self.client.create_run(self.experiment, None, {"maskmill.run": whose}, "sweep")
+        return {"mlflow.parentRunId": above.info.run_id}
 
     def _reused(self, stage: str, key: str) -> None:
         """Tags the run with the one that made the artifact, where that is known; this one itself made it, maybe, in an
@@ -157,7 +168,7 @@ def will_not_pass(error: Exception) -> bool:
     """Is it the request that is wrong, and not the moment?"""
     if isinstance(error, json.JSONDecodeError):  # a gateway's own words
         return False
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # the artifacts' place
+    if isinstance(error, OSError) and error.errno in DENIED:
         return True
     return getattr(error, "error_code", None) in REFUSED or isinstance(error, WRONG)
 

@@ -36,12 +36,17 @@ ENOUGH = 0.5
 
 @dataclass(frozen=True)
 class Rule:
-    """What of the rule can be set."""
+    """What of the rule can be set.
+
+    The defaults are above what chance does: between two seeds of one recipe (6×256, 7 pairs, 18,407 masked tokens of
+    400 documents) the difference on a class is the whole one ± 0.035 nats where it has 1000 to 3000 tokens, and off by
+    0.095 at most.
+    """
 
     tolerance: float = 0.1
     """Nats per masked token by which a class of tokens may be worse."""
     class_tokens: int = 1000
-    """Masked tokens of a class that is looked at: in a smaller one, chance alone is as large as the tolerance."""
+    """Masked tokens of a class that is looked at."""
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ def rollback(name: str, home: Path | None = None, why: str = "") -> Promotion:
         board = Board(tracking.connect(home), home, name)
         now, before = board.champion(), board.aliased(PREVIOUS)
         if now is None or before is None or now == before:
-            raise UsageError(f"{name} has no champion before version {now}; move the alias with maskmill promote.")
+            raise UsageError(
+                f"{name} has no champion before version {now}; promote the one you want with --force --reason."
+            )
         said = board.roll_back(now, before, why)
         return Promotion(board.version(before), said, board.champion(), now, PERSON, why)

@@ -172,12 +172,14 @@ class Tracker:
         name: str,
         tags: Mapping[str, str] | None = None,
         parameters: Mapping[str, Any] | None = None,
+        within: str = "",
     ) -> None:
         """
         run         what a repeated attempt of the same flow run has in common; its MLflow run is found by it
         name        how the run is called in the UI
         tags        such as prefect.flow_run_id, git.commit
         parameters  the recipe, nested
+        within      `run` of a sweep that this run is a part of
         """
         self.home = home
         self._unsaid: list[Entry] = []
@@ -189,7 +191,7 @@ class Tracker:
         where = without_secrets(tracking_uri(home))
         head = {"do": "open", "stage": "", "at": _now(), "experiment": experiment, "name": name, "run": run}
         tags = _shown(tags or {})
-        head |= {"tags": tags, "address": "" if is_embedded(home) else where}
+        head |= {"tags": tags, "address": "" if is_embedded(home) else where, "within": within}
         try:
             outbox = Outbox.create(home / FOLDER, head)
         except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import tracking
-from .delivery import login_refused
+from .delivery import DENIED, login_refused
 from .errors import DataError, MaskmillError, UsageError, without_secrets
 
 if TYPE_CHECKING:
@@ -233,6 +233,11 @@ def explained(home: Path) -> Iterator[None]:
     except MaskmillError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DENIED:
+            raise UsageError(
+                f"The registry's artifacts cannot be written to ({error.filename or tracking.artifact_root(home)}: "
+                f"{error.strerror}); change that, and run again: finished stages are kept."
+            ) from error
         if not type(error).__module__.startswith(LIBRARIES):
             raise
         text = without_secrets((str(error).splitlines() or [""])[0][:300])
@@ -240,10 +245,6 @@ def explained(home: Path) -> Iterator[None]:
         if " failed with error code 401 " in text:
             raise UsageError(
                 f"MLflow at {where} does not let you in; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            ) from error
-        if " authentication failed for user " in str(error):  # PostgreSQL
-            raise UsageError(
-                f"MLflow's database at {where} does not let you in; correct user and password of MLFLOW_TRACKING_URI."
             ) from error
         if why := login_refused(error):
             raise MaskmillError(f"The registry at {where} {why}.") from error

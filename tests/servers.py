@@ -180,7 +180,10 @@ def _reachable(binaries: Path, folder: Path, user: str | None) -> Path:
         subprocess.run([str(binaries / "postgres"), "--version"], user=user, capture_output=True, check=True)
         return binaries
     except PermissionError:
-        return shutil.copytree(binaries.parent, folder / "install", symlinks=True) / "bin"
+        package = binaries.parents[1]  # its libraries lie beside it: bin/../../../NAME.libs
+        for place in (package, package.with_name(f"{package.name}.libs")):
+            shutil.copytree(place, folder / place.name, symlinks=True)
+        return folder / package.name / "pginstall" / "bin"
 
 
 # S3

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import environment
 from tasks import registry, versions
 from tasks.artifacts import Store
 from tasks.errors import MaskmillError, UsageError
@@ -146,12 +147,13 @@ def test_a_run_with_the_wrong_password_stops_before_it_begins(stack: Stack) -> N
 
 
 @pytest.mark.slow
-def test_the_wrong_password_of_a_database(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = replace(stack.database, password="xylograph").uri
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(UsageError, match="correct user and password of MLFLOW_TRACKING_URI") as caught:
-        versions.check_access(tmp_path)
+def test_the_wrong_password_of_a_database_is_said_at_once(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", replace(stack.database, password="xylograph").uri)
+    with pytest.raises(UsageError, match='password authentication failed for user "mlflow"') as caught:
+        environment.check_mlflow()
     assert "xylograph" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.database.uri)
+    environment.check_mlflow()
 
 
 @pytest.mark.slow

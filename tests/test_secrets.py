@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from flows import recipes
+from tasks import tracking
+from tasks.errors import UsageError
 from tests import servers
 
 CANARIES = {
@@ -162,6 +165,17 @@ def test_a_server_with_the_password_in_its_address(tmp_path: Path, web: str) -> 
     assert gone.returncode == 2 and "No MLflow server answers" in gone.stderr, gone.stderr
     silent(gone)
     assert not leaks(tmp_path)
+
+
+def test_queries_are_written_nowhere_and_known_to_this_process() -> None:
+    given = [f"https://host/a{SIGNED}", f"https://host/a?token={CANARIES['token']}", "https://host/b.txt"]
+    written = recipes.to_be_written(given)
+    assert len(set(written)) == 3 and written[2] == given[2] and not found("".join(written).encode())
+    assert [source.uri for source in recipes.load("tiny", written).corpus.sources] == given
+    assert not found(recipes.command("tiny", given, [f"corpus.sources=[{given[0]}]"]).encode())
+    assert not found("".join(tracking.flat({"corpus": {"sources": [{"uri": one} for one in given]}}).values()).encode())
+    with pytest.raises(UsageError, match="give the whole address"):
+        recipes.load("tiny", ["https://another/a?…"])
 
 
 def test_a_password_in_a_source_is_refused_without_a_word_of_it(tmp_path: Path) -> None:

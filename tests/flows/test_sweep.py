@@ -1,5 +1,7 @@
 """A grid of settings: what commas mean, and what is shared. python -m pytest tests/flows/test_sweep.py"""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,17 @@ def test_a_slip_of_the_pen_is_refused() -> None:
         sweep.points([f"a={many}", f"b={many}"])
 
 
+def above(database: Path) -> dict[str, int]:
+    """How many runs of MLflow lie below that of a sweep, and how many below one of these."""
+    parents = "SELECT run_uuid, value FROM tags WHERE key = 'mlflow.parentRunId'"
+    with closing(sqlite3.connect(database)) as connection:
+        under = dict(connection.execute(parents).fetchall())
+    return {
+        "sweep": sum(parent not in under for parent in under.values()),
+        "run": sum(parent in under for parent in under.values()),
+    }
+
+
 @pytest.mark.slow
 def test_a_sweep_shares_what_its_runs_have_in_common_and_one_that_fails_costs_its_line(
     tmp_path: Path, prefect_server: str
@@ -67,6 +80,7 @@ def test_a_sweep_shares_what_its_runs_have_in_common_and_one_that_fails_costs_it
         1,
         2,
     ]
+    assert above(mill.home / "mlflow.db") == {"sweep": 2, "run": 12}
     failing = mill(*words, "--set", "evaluate.sentences=['" + "a " * 200 + "[MASK]'],['a [MASK].']")
     assert failing.returncode == 1 and failing.stdout.count("tiny/") == 2
     assert failing.stderr.splitlines()[-1].startswith(

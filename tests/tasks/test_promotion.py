@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def test_a_refused_version_keeps_its_reports(shelf):
     assert "earlier" not in report["earlier"][0] and shelf.tags("worse", 1)["gate"] == "champion"
 
 
+@pytest.mark.slow
 def test_the_rule_is_the_one_that_the_version_was_registered_with(shelf):
     promote(f"part/{shelf.add('part', 4.0, classes={'novels': 0.0, 'mail': 0.0})}", shelf.home)
     two = shelf.add("part", 3.8, classes={"novels": -0.2, "mail": 0.35})
@@ -127,6 +129,7 @@ def test_the_rule_is_the_one_that_the_version_was_registered_with(shelf):
     assert promote(f"part/{two}", shelf.home).promoted
 
 
+@pytest.mark.slow
 def test_who_is_champion_already_stays_it_and_nothing_is_written(shelf):
     promote(f"again/{shelf.add('again', 4.0)}", shelf.home)
     before = shelf.tags("again", 1)
@@ -189,6 +192,7 @@ def test_a_version_of_before_the_gate_stays_champion_until_a_person_says_otherwi
     )
 
 
+@pytest.mark.slow
 def test_on_another_test_set_both_are_scored_again_or_the_command_says_what_is_missing(shelf, tmp_path):
     promote(f"again2/{shelf.add('again2', 4.0)}", shelf.home)
     two = shelf.add("again2", 3.0, test="b" * 64)
@@ -257,6 +261,7 @@ def test_smoke_is_a_mask_filled_with_finite_probabilities(monkeypatch, tmp_path,
     assert says in found and bool(found) == bool(says)
 
 
+@pytest.mark.slow
 def test_a_champion_that_a_person_chose_in_the_ui_is_not_undone(shelf):
     for nats in (4.0, 3.0):
         promote(f"hand/{shelf.add('hand', nats)}", shelf.home)
@@ -301,7 +306,7 @@ def test_a_promotion_that_was_overtaken_before_it_set_the_alias_looks_again(shel
 
 
 def _stand(home, spec, uri, meet, wait_for, done, locked):
-    """A promotion in a process of its own. Unlocked it decides, meets the other, then sets the alias; last if told."""
+    """A promotion in a process of its own. Without a lock it decides, meets the other, sets the alias, last if told."""
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
     board.smoke = lambda spec, home: ""
@@ -366,17 +371,15 @@ def test_two_hosts_that_share_a_postgresql_keep_promotions_apart(tmp_path, monke
         for home in homes:
             home.mkdir()
         start = multiprocessing.get_context("spawn")
-        inside, leave = start.Event(), start.Event()
-        holder = start.Process(target=_hold, args=(homes[0], uri, inside, leave))
+        inside, waiting = start.Event(), start.Event()
+        holder = start.Process(target=_hold, args=(homes[0], uri, inside, 300))
+        other = start.Process(target=_hold, args=(homes[1], uri, waiting, 0))
         holder.start()
         assert inside.wait(120)
-        waiting = start.Event()
-        other = start.Process(target=_hold, args=(homes[1], uri, waiting, leave))
         other.start()
-        assert not waiting.wait(5), "two promotions at once"
+        assert not waiting.wait(10), "two promotions at once"
         holder.kill()  # a lock is gone with its holder
         assert waiting.wait(120)
-        leave.set()
         other.join(60)
         shelf = Shelf(homes[0])
         promote(f"shared/{shelf.add('shared', 5.0)}", shelf.home)
@@ -385,8 +388,8 @@ def test_two_hosts_that_share_a_postgresql_keep_promotions_apart(tmp_path, monke
         assert shelf.aliases("shared")["champion"] == 2
 
 
-def _hold(home, uri, inside, leave):
+def _hold(home, uri, inside, seconds):
     os.environ["MLFLOW_TRACKING_URI"] = uri
     with promotion.alone(home):
         inside.set()
-        leave.wait(120)
+        time.sleep(seconds)

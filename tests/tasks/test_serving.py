@@ -167,7 +167,9 @@ def test_mlflows_own_server_refuses_with_the_same_sentences(mlflows_server, text
 def test_the_real_commands_answer_over_http(house, command):
     from tests.flows.test_serve import post
 
-    environment = os.environ | {
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts uvicorn by its name
+    environment = os.environ | {"PATH": path}
+    environment |= {
         "MASKMILL_HOME": str(house.home),
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(house.home),
     }

@@ -1,5 +1,6 @@
 """What MLflow is told: everything, once, sooner or later; and nobody waits for it. Against the real thing."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from flows import ui
-from tasks import lineage, sender, tracking
+from tasks import lineage, sender, tracking, versions
 from tasks.artifacts import Built, Identity, Store
-from tasks.errors import InterruptedRun, MaskmillError
+from tasks.errors import InterruptedRun, MaskmillError, UsageError
 from tasks.outbox import Outbox, heads
 from tests.tasks import small_model
 
@@ -320,6 +321,12 @@ def refusing(status):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://name:secret@127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_artifacts_that_cannot_be_written_are_one_sentence(tmp_path):
+    words = r"artifacts cannot be written to \(/place: Read-only file system\)"
+    with pytest.raises(UsageError, match=words), versions.explained(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system", "/place")
 
 
 @pytest.mark.parametrize(
