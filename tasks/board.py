@@ -130,6 +130,9 @@ class Board:
     def enter(self, number: int) -> Decision:
         """Lets a version stand. Returns what was decided of it."""
         contend(self, number)
+        if number not in self.said:  # a promotion that ran at once found it and crowned it
+            before = self.version(number).tags.get("replaced", "")
+            self.said[number] = self.decision(number, int(before) if before else None)
         return self.said[number]
 
     def crown(self, version: int, champion: int | None, before: int | None) -> None:

@@ -5,8 +5,9 @@ it at several mask rates (intrinsic.py). Masks are nested, so the 15 % draw hide
 On passages of the same split: bits per byte, which models of all vocabularies share (pseudo_likelihood.py). And on the
 evaluation sets of the recipe (agenda.py). Beside every score stand those of its baselines, of the model before training
 and of the champion where there is one. Hidden positions always show [MASK], whatever the policy in training was: that
-is the question a user asks. Everything is float32; the last digits depend on the number of threads, which is therefore
-part of the identity.
+is the question a user asks. What the gate will need of it, sums by document, class and passage, goes into scores.arrow
+(evidence.py). Everything is float32; the last digits depend on the number of threads, which is therefore part of the
+identity.
 """
 
 import json

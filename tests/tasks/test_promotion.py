@@ -302,6 +302,23 @@ def test_a_promotion_that_was_overtaken_before_it_set_the_alias_looks_again(shel
     assert not shelf.first_line(name, other).startswith(f"v{other} CHAMPION")
 
 
+def test_a_version_that_another_promotion_found_and_crowned_is_told_so(shelf, monkeypatch):
+    promote(f"found/{shelf.add('found', 4.0)}", shelf.home)
+    slow, fast = shelf.add("found", 2.0), shelf.add("found", 3.0)
+    monkeypatch.setattr(promotion, "alone", lambda home: nullcontext())
+    stand = Board.stand
+
+    def found(self, version):
+        stand(self, version)
+        if version == slow:
+            assert not promote(f"found/{fast}", shelf.home).promoted
+
+    monkeypatch.setattr(Board, "stand", found)
+    done = promote(f"found/{slow}", shelf.home)
+    assert done.promoted and done.decision.kind == "better" and done.decision.difference == pytest.approx(-2.0)
+    assert shelf.tags("found", slow)["gate"] == "champion"
+
+
 # Two processes.
 
 
