@@ -9,6 +9,7 @@ import typer
 from flows import environment, terminal
 from tasks.artifacts import Manifest, Store
 from tasks.errors import UsageError
+from tasks.gate import BETTER, FORCED
 from tasks.progress import say
 
 if TYPE_CHECKING:
@@ -116,5 +117,5 @@ def show(found: "Promotion") -> None:
         line = f"  {part.difference:+.3f} nats {part.stratum}, {part.name} (n {part.n:,}){mark}"
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"Champion is version {found.champion}.", markup=False)
-    if found.promoted and found.before not in (None, number):
+    if found.promoted and found.before not in (None, number) and said.kind in (BETTER, FORCED):
         console.print(f"Take it back with: maskmill rollback {name}", markup=False)
