@@ -152,7 +152,7 @@ def test_a_run_shows_parameters_tags_and_curve(page: Page, ids: dict[str, str]) 
 @pytest.mark.slow
 def test_the_page_of_a_version_shows_card_and_parents(page: Page, home: Path) -> None:
     page.open("models/tiny/versions/1")
-    page.shows("maskmill run tiny", "@ champion", "@ challenger", "How good it is")
+    page.shows("maskmill run tiny", "@\u00a0champion", "@\u00a0challenger", "How good it is")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         tags = tracking.connect(home).get_model_version("tiny", "1").tags

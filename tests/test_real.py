@@ -18,7 +18,7 @@ import pytest
 
 from flows import environment
 from tasks import registry, versions
-from tasks.artifacts import Store
+from tasks.artifacts import Manifest, Store
 from tasks.errors import MaskmillError, UsageError
 from tasks.registry import RegisterConfig
 from tests import servers
@@ -31,15 +31,7 @@ def test_the_registry_on_postgresql_and_s3(tmp_path: Path, monkeypatch: pytest.M
         for name, value in servers.calm(environment | bucket.environment).items():
             monkeypatch.setenv(name, value)
         store = Store(tmp_path / "store")
-        parents = [small_model.corpus(store)]
-        parents.append(small_model.vocabulary(store, parents[0]))
-        parents.append(small_model.shards(store, parents[1]))
-        parents.append(small_model.pretrain(store, *parents[1:], seed=0, noise=0.1))
-        parents.append(small_model.evaluate(store, parents[-1], 4.0, "a" * 64))
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "reader")
-        with pytest.raises(MaskmillError, match="AccessDenied"):
-            registry.register(RegisterConfig("small"), *parents, store, home=tmp_path / "home")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", bucket.key)
+        parents = made_in(store)
         manifest, reused = registry.register(RegisterConfig("small"), *parents, store, home=tmp_path / "home")
         assert not reused
         again = registry.register(RegisterConfig("small"), *parents, store, home=tmp_path / "home")
@@ -53,6 +45,15 @@ def test_the_registry_on_postgresql_and_s3(tmp_path: Path, monkeypatch: pytest.M
         names = bucket.names()
         assert any(name.endswith("/model.safetensors") for name in names)
         assert not (tmp_path / "home" / "mlartifacts").exists() and not Path("mlruns").exists()
+
+
+def made_in(store: Store) -> list[Manifest]:
+    """The manifests that a version is registered from."""
+    corpus = small_model.corpus(store)
+    vocabulary = small_model.vocabulary(store, corpus)
+    shards = small_model.shards(store, vocabulary)
+    weights = small_model.pretrain(store, vocabulary, shards, seed=0, noise=0.1)
+    return [corpus, vocabulary, shards, weights, small_model.evaluate(store, weights, 4.0, "a" * 64)]
 
 
 def loads_in_transformers(folder: Path) -> None:
@@ -154,6 +155,23 @@ def test_the_wrong_password_of_a_database_is_said_at_once(stack: Stack, monkeypa
     assert "xylograph" not in str(caught.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stack.database.uri)
     environment.check_mlflow()
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_written_to(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    from mlflow.store.artifact import s3_artifact_repo
+
+    own = {"MLFLOW_TRACKING_URI": stack.database.uri, "MLFLOW_DEFAULT_ARTIFACT_ROOT": stack.bucket.bucket}
+    own |= {**stack.bucket.environment, "AWS_ACCESS_KEY_ID": "reader"}
+    for name, value in servers.calm(own).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # both remember whose key the environment held before
+    s3_artifact_repo._cached_get_s3_client.cache_clear()
+    store = Store(tmp_path / "store")
+    with pytest.raises(MaskmillError, match=r"does not answer as it should: .*AccessDenied"):
+        registry.register(RegisterConfig("unwritten"), *made_in(store), store, home=tmp_path / "home")
+    assert versions.names(tmp_path / "home") == []
 
 
 @pytest.mark.slow

@@ -191,6 +191,7 @@ def test_a_url_stays_as_it_is_and_file_is_a_path(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert [source.uri for source in recipes.load("tiny", sources=urls).corpus.sources] == urls
     words = shlex.split(recipes.command("tiny", [*urls, "file:///a/b", "file://c"]))
+    urls[1] = "https://host/a.jsonl?…"  # what may be a signature is not written down
     assert words[4::2] == [*urls, "/a/b", f"{tmp_path}/c"]
 
 
