@@ -176,6 +176,6 @@ def will_not_pass(error: Exception) -> bool:
 def login_refused(error: Exception) -> str:
     """What is wrong with the user, in words; "" where that is not what is wrong."""
     code = getattr(error, "error_code", None)
-    if code == "UNAUTHENTICATED":
-        return "refuses the user name or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if code == "UNAUTHENTICATED" or " failed with error code 401 " in str(error):
+        return "does not let you in; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     return "does not allow this user to do that; ask who runs it" if code == "PERMISSION_DENIED" else ""

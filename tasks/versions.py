@@ -242,12 +242,8 @@ def explained(home: Path) -> Iterator[None]:
             raise
         text = without_secrets((str(error).splitlines() or [""])[0][:300])
         where = without_secrets(tracking.tracking_uri(home))
-        if " failed with error code 401 " in text:
-            raise UsageError(
-                f"MLflow at {where} does not let you in; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            ) from error
         if why := login_refused(error):
-            raise MaskmillError(f"The registry at {where} {why}.") from error
+            raise UsageError(f"MLflow at {where} {why}.") from error
         if " failed with exception " in text:  # no connection; what follows are the innards of urllib3
             raise MaskmillError(
                 f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "

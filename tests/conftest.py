@@ -3,8 +3,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from flows import environment, ui
+
+settings.register_profile("calm", deadline=None)  # a busy machine makes no test wrong
+settings.load_profile("calm")
 
 
 @pytest.fixture(scope="session")

@@ -260,7 +260,7 @@ def test_mlflow_gets_both_files_and_the_size_of_the_corpus(monkeypatch, tmp_path
         def __getattr__(self, name: str) -> Any:
             if name.startswith("_"):
                 raise AttributeError(name)
-            info = type("Info", (), {"run_id": "1"})
+            info = type("Info", (), {"run_id": "1", "start_time": 1})
             return lambda *_, **__: (
                 [] if name == "search_runs" else type("Run", (), {"info": info, "experiment_id": "0"})
             )
@@ -277,7 +277,7 @@ def test_mlflow_gets_both_files_and_the_size_of_the_corpus(monkeypatch, tmp_path
     tracker = tracking.Tracker(tmp_path, "told", "run", "tiny")
     with tracker.stage("corpus") as run:
         run.record(manifest, False)
-    tracker.corpus(manifest)
+    tracker.made("corpus", manifest)
     tracker.end()
     assert not list((tmp_path / "outbox").iterdir())
     assert sorted(client.files) == ["card.html", "card.json"]
