@@ -188,7 +188,7 @@ def test_from_text_to_a_model_on_postgresql_and_s3(
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".bin"))]
 
     asked = stack("predict", "the [MASK] files", "--json")
-    assert asked.returncode == 0 and json.loads(asked.stdout)[0][0]["token"], asked.stderr
+    assert asked.returncode == 0 and json.loads(asked.stdout)["masks"][0][0]["token"], asked.stderr
     for name, value in stack.environment().items():
         monkeypatch.setenv(name, value)
     version = versions.find("tiny@champion", stack.home)
