@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flows import deployments
+from flows import deployments, ui
 from tasks.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -145,8 +145,23 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Iterator[House]:
-    house = House(tmp_path_factory.mktemp("house"), prefect_server)
+def whole_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with its services, as `maskmill ui` starts it: they take back the slots of processes that died."""
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            patch.delenv(name)
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        server = ui.start_prefect(folder, ui.free_port(0))
+    try:
+        yield server.wait().address + "/api"
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, whole_server: str) -> Iterator[House]:
+    house = House(tmp_path_factory.mktemp("house"), whole_server)
     shown = house.maskmill("deploy")
     assert all(f"deployed      {name.split('/')[1]}" in shown for name in (DATA, TRAINING, NEWS))
     house.start_worker()
