@@ -287,6 +287,10 @@ def gathered(recipe: Recipe, command: str) -> Iterator[None]:
     try:
         yield
         status = "FINISHED"
+    except BaseException as error:
+        if _is_interruption(error):
+            status = "KILLED"
+        raise
     finally:
         tracker.end(status)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 MOST = 20
-"""Attempts of a run of a deployment."""
+"""Attempts of a run of a deployment, crashed or interrupted; then a person looks."""
 PAUSE = 15.0
 """Seconds until it may be taken up: a worker says some 8 s after a crash once more that the run crashed."""
 ACTIVE = {"RUNNING", "PENDING", "CANCELLING"}

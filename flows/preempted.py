@@ -17,14 +17,13 @@ from prefect.exceptions import Abort
 from prefect.states import AwaitingRetry
 from prefect.utilities.engine import propose_state_sync
 
+from flows.doctor import MOST
 from tasks.errors import InterruptedRun
 from tasks.progress import say
 
 PAUSE = 30.0
 """Seconds until a worker may take the run up again: what was interrupted is gone by then, and a machine that goes down
 is down."""
-MOST = 20
-"""Attempts of one run; then it fails, and a person looks."""
 
 
 @contextmanager
