@@ -140,6 +140,8 @@ def show(found: Sequence[Point]) -> None:
     from rich.table import Table
 
     rows, console = table(found), Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a row is a line to whatever reads it
     shown = Table(box=None, pad_edge=False, header_style="bold")
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "error"))
     for name in columns:
