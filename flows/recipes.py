@@ -6,7 +6,6 @@ Every key of a recipe is a field of a stage's Config class, so the classes are t
 import dataclasses
 import difflib
 import json
-import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import yaml
 
 from flows import recipe_file, runners
 from flows.environment import CHECKOUT
+from flows.recipe_words import SOURCES, Path_, expected, no_values, shown, unknown, whole
 from tasks.corpus import CorpusConfig
 from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries
 from tasks.evaluate_config import FILES, SETS, EvaluateConfig
@@ -29,24 +29,6 @@ from tasks.sizes import DIMENSIONS
 from tasks.vocabulary import VocabularyConfig
 
 FOLDER = CHECKOUT / "deployments" / "recipes"
-SOURCES = ("sources", "evaluation_files")
-"""The keys of corpus that list sources."""
-ENTRIES: dict[str, dict[str, Any]] = {
-    **{f"corpus.{name}": {"uri": "FILE"} for name in SOURCES},
-    "evaluate.minimal_pairs": {"name": "NAME", "files": ["FILE"]},
-    "evaluate.cloze": {"name": "NAME", "file": "FILE"},
-    "evaluate.classification": {"name": "NAME", "train": "FILE"},
-    "evaluate.tagging": {"name": "NAME", "train": "FILE"},
-}
-"""Keys that hold a list of groups of settings -> what each group needs at least."""
-RENAMED = {
-    "pretrain.rows_per_step": "pretrain.batch_tokens (rows times shards.length)",
-    "pretrain.micro_rows": "pretrain.micro_tokens (rows times shards.length)",
-}
-"""Keys of before -> what to write."""
-LONGEST = 60
-"""Characters of a value in a message."""
-Path_ = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,8 +95,8 @@ def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str
     """
     path = find(name_or_path)
     sources, overrides = ([_QUERIES.get(one, one) for one in given] for given in (sources, overrides))
-    if unknown := [one for one in (*sources, *overrides) if HIDDEN in one]:
-        raise UsageError(f"{unknown[0]}: the query of an address is not written down anywhere; give the whole address.")
+    if hidden := [one for one in (*sources, *overrides) if HIDDEN in one]:
+        raise UsageError(f"{hidden[0]}: the query of an address is not written down anywhere; give the whole address.")
     data = recipe_file.read(path)
     _spell_out_sources(data, path.parent)
     given: dict[Path_, str] = {}
@@ -128,13 +110,13 @@ def load(name_or_path: str, sources: Sequence[str] = (), overrides: Sequence[str
     _size_alone(data, given)
     _spell_out_sources(data, Path.cwd())
     data.setdefault("name", path.stem)
-    whole = " ".join([str(path), *given.values()])
+    everything = " ".join([str(path), *given.values()])
 
     def origin(key: Path_, error: str = "") -> str:
         """Where a setting was given, for messages; without a key, where those were that the error names."""
         if key:
             return next((given[above] for above in given if key[: len(above)] == above), str(path))
-        return " ".join(place for name, place in given.items() if ".".join(name) in error) or whole
+        return " ".join(place for name, place in given.items() if ".".join(name) in error) or everything
 
     return _validate(data, origin)
 
@@ -255,7 +237,7 @@ def _put(data: dict[str, Any], key: Path_, value: Any, origin: str) -> None:
         data = data[part]
         if isinstance(data, list):
             above = ".".join(key[:depth])
-            raise UsageError(f"{origin}: {above} is a list; write it whole: {_whole(above, key[-1], value)}.")
+            raise UsageError(f"{origin}: {above} is a list; write it whole: {whole(above, key[-1], value)}.")
         if not isinstance(data, dict):
             raise UsageError(f"{origin}: {'.'.join(key[:depth])} is a value, it has no key {key[depth]!r}.")
     data[key[-1]] = value
@@ -280,7 +262,7 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
             "A source has a name that is not UTF-8; rename that file or folder, or give the folder above it."
         ) from None
     except (TypeError, ValueError, RecursionError) as error:
-        key, what = next(_no_values(data), ((), f"a recipe holds text, numbers, lists and mappings only ({error})"))
+        key, what = next(no_values(data), ((), f"a recipe holds text, numbers, lists and mappings only ({error})"))
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}.") from None
     try:
         recipe: Recipe = _adapter().validate_json(text)[0]
@@ -288,59 +270,16 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
         first = min(error.errors(), key=lambda one: one["type"] == "missing")  # what is wrong before what is not there
         key = tuple(str(part) for part in first["loc"][1:])
         if first["type"] == "unexpected_keyword_argument":
-            raise UsageError(f"{origin(key)}: {_unknown(key)}") from None
+            raise UsageError(f"{origin(key)}: {unknown(key, list(keys()))}") from None
         if first["type"] == "missing":
             raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
-        raise UsageError(f"{origin(key)}: {'.'.join(key)}: {_expected(first)}.") from None
+        raise UsageError(f"{origin(key)}: {'.'.join(key)}: {expected(first)}.") from None
     except MaskmillError as error:
         raise UsageError(f"{origin((), str(error))}: {error}") from None
     for key, value in leaves(data):
         if isinstance(value, bool) and not isinstance(_at(recipe, key), bool):  # pydantic would read `yes` as 1
-            raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {_shown(value)}.")
+            raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {shown(value)}.")
     return recipe
-
-
-EXPECTED = {
-    "int": "a whole number is expected",
-    "float": "a number is expected",
-    "string": "a text or a number is expected",
-    "bool": "true or false is expected",
-    "tuple": "a list is expected",
-    "dataclass": "this is a group of settings, so keys belong below it",
-}
-"""How pydantic's names of what is wrong begin -> what to say."""
-
-
-def _expected(wrong: Any) -> str:
-    """What pydantic found wrong with a value, in words: what is expected, and what was given."""
-    kind, given = wrong["type"].partition("_")[0], wrong["input"]
-    expected = EXPECTED.get(kind, wrong["msg"].removeprefix("Value error, ").replace("Input should be", "use"))
-    if kind == "tuple" and isinstance(given, str | int | float):
-        expected += f", such as {_shown([given])}"
-    if kind == "string" and isinstance(given, bool):
-        expected += " (true and false are no text; quote them where they are meant as words)"
-    return f"{expected}, not {_shown(given)}"
-
-
-def _shown(value: Any) -> str:
-    """A value as one writes it in a recipe, on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
-    text = repr(value) if isinstance(value, str) else text.removesuffix("...\n").strip()
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def _no_values(value: Any, key: Path_ = ()) -> Iterator[tuple[Path_, str]]:
-    """(key, what is wrong) for what YAML knows and a recipe does not: dates, infinity, keys that are no text."""
-    if isinstance(value, Mapping | list):
-        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _no_values(inner, (*key, str(name)))
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield key, f"a finite number is expected, not {_shown(value)}"
-    elif not isinstance(value, str | int | float | None):
-        yield (
-            key,
-            f"a text, a number or a list is expected, not a {type(value).__name__}; quote what is meant as a text",
-        )
 
 
 def leaves(data: Mapping[str, Any], above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
@@ -366,34 +305,3 @@ def keys(of: Any = Recipe, above: Path_ = ()) -> Iterator[Path_]:
         for inner in (hints[entry.name], *get_args(hints[entry.name])):
             if dataclasses.is_dataclass(inner):
                 yield from keys(inner, (*above, entry.name))
-
-
-def _whole(above: str, key: str, value: Any) -> str:
-    """How a key of a source or an evaluation set is set on the command line: a list can only be given whole."""
-    if above not in ENTRIES:
-        return f"--set '{above}=[…]'"
-    entry: dict[str, Any] = ENTRIES[above] | ({} if key.isdecimal() else {key: value})
-    text = yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10**6).strip()
-    return f"--set '{above}=[{text}]'"
-
-
-def _unknown(key: Path_) -> str:
-    """What to say of a key that does not exist: the nearest beside it, else the same word elsewhere, else all."""
-    place = tuple(part for part in key[:-1] if not part.isdecimal())  # entries of a list have the same keys
-    beside = [known[-1] for known in keys() if known[:-1] == place]
-    near = difflib.get_close_matches(key[-1], beside, 1)
-    elsewhere = [".".join(known) for known in keys() if known[-1] == key[-1]]
-    others = [".".join(known) for known in keys() if known != key[: len(known)]]
-    anywhere = difflib.get_close_matches(".".join(key), others, 1) if len(place) < 2 else []
-    if renamed := RENAMED.get(".".join(key)):
-        hint = f"it is {renamed} now."
-    elif near:
-        hint = f"did you mean {'.'.join((*key[:-1], near[0]))}?"
-    elif elsewhere or anywhere:
-        meant = (elsewhere or anywhere)[0]
-        above, _, last = meant.rpartition(".")
-        in_list = next((name for name in ENTRIES if above == name or above.startswith(f"{name}.")), "")
-        hint = f"did you mean {meant}?" + (f" Write {_whole(in_list, last, 'VALUE')}." if in_list == above else "")
-    else:
-        hint = f"known here: {', '.join(beside)}."
-    return f"unknown key {'.'.join(key)}; {hint}"

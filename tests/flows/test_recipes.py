@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import recipes
+from flows import recipe_words, recipes
 from tasks.corpus import CorpusConfig
 from tasks.errors import UsageError
 from tasks.sizes import dimensions
@@ -16,7 +16,7 @@ from tasks.sources import Source
 
 QUICKSTART = recipes.load("quickstart")
 KEYS = [key for key in recipes.keys() if key[:-1]]  # noqa: SIM118
-LISTS = [tuple(name.split(".")) for name in recipes.ENTRIES]
+LISTS = [tuple(name.split(".")) for name in recipe_words.ENTRIES]
 SETTINGS = [key for key in KEYS if key not in {known[:-1] for known in KEYS} and key[:2] not in LISTS]
 SETTINGS += LISTS
 ALONE = [key for key in SETTINGS if key != ("pretrain", "size")]  # which takes the dimensions along
