@@ -1,7 +1,7 @@
 """What can go wrong, and the exit status that a program sees.
 
 Every message is one sentence: what is wrong, where (file, line, key), what to do.
-The numbers follow sysexits.h where it has a fitting one (65, 71, 73, 74, 75).
+The numbers follow sysexits.h where it has a fitting one (65, 69, 71, 73, 74, 75).
 """
 
 import re
@@ -23,6 +23,12 @@ class DataError(MaskmillError):
     """Bad or damaged data: a file whose bytes are not those of its manifest, books that do not balance."""
 
     exit_code = 65
+
+
+class UnreachableError(MaskmillError):
+    """A server or a network that does not answer; it may a little later. Prefect tries such a stage again."""
+
+    exit_code = 69
 
 
 class MemoryExhausted(MaskmillError):
@@ -60,6 +66,7 @@ EXIT_CODES = {
     1: "internal error",
     2: "wrong use or config",
     65: "bad or damaged data",
+    69: "unreachable, try again later",
     71: "out of memory",
     73: "held by another run",
     74: "disk full",
