@@ -94,6 +94,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it. Head and body of an answer are two packets, and the second one would else wait 40 ms
+        # for a receipt of the first. (asyncio sets it only on sockets that were made with a protocol's number.)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
     except OSError as error:
         raise UsageError(f"{host}:{port}: {error.strerror}; give another --host or --port (0: any free one).") from None

@@ -140,11 +140,17 @@ class FillMask(PythonModel):
         """One answer a question, in their order."""
         found: list[Any] = [None] * len(questions)
         with torch.inference_mode():
+            masked: list[tuple[int, Tensor]] = []
             for group in groups(questions):
                 some = [questions[number] for number in group]
-                answers = self._fill(some) if some[0].masks else self._embed(some)
-                for number, answer in zip(group, answers, strict=True):
+                if some[0].masks:
+                    masked += zip(group, self._hidden(some))
+                    continue
+                for number, answer in zip(group, self._embed(some), strict=True):
                     found[number] = answer
+            # One head for all groups: with few rows it takes the time in which its matrix comes from memory.
+            for (number, _), answer in zip(masked, self._fill(questions, masked), strict=True):
+                found[number] = answer
         return found
 
     def _parameters(self, params: Mapping[str, Any] | None) -> tuple[int, tuple[int, ...], str]:
@@ -199,18 +205,25 @@ class FillMask(PythonModel):
         body = self.tokenizer.encode(unicodedata.normalize("NFC", text), add_special_tokens=False).ids
         return [self.cls_id, *body, self.sep_id]
 
-    def _fill(self, some: Sequence[Question]) -> list[Any]:
+    def _hidden(self, some: Sequence[Question]) -> Sequence[Tensor]:
+        """Hidden states (M, D) at the masks of each."""
         at_M = [(number, place) for number, one in enumerate(some) for place in one.masks]
         h_MD = self.network.encode([one.ids for one in some], at_M)
+        return torch.split(h_MD, [len(one.masks) for one in some])
+
+    def _fill(self, questions: Sequence[Question], masked: Sequence[tuple[int, Tensor]]) -> Iterator[list[Any]]:
+        """The answers to those questions whose hidden states are given, in that order."""
+        if not masked:
+            return
+        h_MD = torch.cat([h for _, h in masked])
+        wishes = [(questions[at].top_k, questions[at].targets) for at, h in masked for _ in h]
         ranked: list[Any] = []
-        for start in range(0, len(at_M), step := max(1, LOGITS // self.size)):
+        for start in range(0, len(wishes), step := max(1, LOGITS // self.size)):
             p_MV = self.network.head(h_MD[start : start + step]).softmax(dim=-1)
-            wanted = [(some[number].top_k, some[number].targets) for number, _ in at_M[start : start + step]]
-            ranked += self._rank(p_MV, wanted)
-        answers, rest = [], iter(ranked)
-        for one in some:
-            answers.append([next(rest) for _ in one.masks])
-        return answers
+            ranked += self._rank(p_MV, wishes[start : start + step])
+        rest = iter(ranked)
+        for _, h in masked:
+            yield [next(rest) for _ in h]
 
     def _rank(self, p_MV: Tensor, wanted: Sequence[tuple[int, tuple[int, ...]]]) -> list[Any]:
         """The best tokens of each row; rows with the same wishes together. Equal ones by their number."""

@@ -178,6 +178,13 @@ def test_too_many_are_sent_away_and_too_slow_is_said():
         stuck.gate.set()
 
 
+def test_an_answer_does_not_wait_for_a_receipt_of_its_head():
+    with serve_commands.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_model_that_fails_is_a_500_that_tells_the_caller_no_innards(capsys):
     stuck = Stuck(RuntimeError("secret innards"))
     stuck.gate.set()
