@@ -258,14 +258,14 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
     environment.reach_hub(recipe.reaches_hub)
     store = Store(environment.store_root(home), wait, plan.forced_stages(force_from))
     flow_run, name = str(runtime.flow_run.id or ""), str(runtime.flow_run.name or recipe.name)
-    settings = artifacts.digest_of([json.dumps(asdict(recipe), default=str, sort_keys=True), force_from or ""])
+    settings = artifacts.digest_of([json.dumps(recipe.settings, default=str, sort_keys=True), force_from or ""])
     before = ledger.stopped(home, settings)
     with ledger.record(home, recipe.name, command, flow_run, name) as recorder:
         run = before.run if before else flow_run or recorder.entry.id
         recorder.entry.settings, recorder.entry.run = settings, run
         recorder.save()
         tags, sweep = _tags(recipe, command, flow_run, name), str(runtime.flow_run.parent_flow_run_id or "")
-        tracker = Tracker(home, recipe.name, run, name, tags, asdict(recipe), sweep)
+        tracker = Tracker(home, recipe.name, run, name, tags, recipe.settings, sweep)
         status = "FAILED"
         try:
             yield Chain(recipe, store, recorder, tracker)

@@ -19,7 +19,7 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.logging.handlers import APILogWorker  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 
-from flows import chain, preempted, recipes, runners, slots  # noqa: E402
+from flows import chain, faults, preempted, recipes, runners, slots  # noqa: E402
 from flows.summary import Finished  # noqa: E402
 from tasks import corpus, evaluate, pretrain, registry, shards, vocabulary  # noqa: E402
 from tasks.artifacts import Manifest  # noqa: E402
@@ -27,22 +27,24 @@ from tasks.artifacts import Manifest  # noqa: E402
 StageName: TypeAlias = Literal["corpus", "vocabulary", "shards", "pretrain", "evaluate", "register"]
 
 
-def stage(run: Callable[..., tuple[Manifest, bool]], **options: Any) -> Callable[..., Manifest]:
+def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
     """A stage as a Prefect task that ends in its manifest, or in the state Reused that carries it.
 
     Prefect keeps no result and no cache: there is one opinion about what is fresh, the store's.
     """
     name = sys.modules[run.__module__].STAGE
 
-    @task(name=name, cache_policy=NO_CACHE, persist_result=False, **options)
+    @task(name=name, cache_policy=NO_CACHE, persist_result=False, **faults.RETRIES)
     def make(*arguments: Any, **named: Any) -> Any:
         manifest, reused = run(*arguments, **named)
         return Completed(name="Reused", message=f"{manifest.key} is up to date", data=manifest) if reused else manifest
 
     def call(mill: chain.Chain, config: Any, *inputs: Any, **named: Any) -> Manifest:
         with mill.stage(name, config) as page:
-            named_so = make.with_options(task_run_name=page.name)
+            minutes = getattr(mill.recipe.timeouts, name)
+            named_so = make.with_options(task_run_name=page.name, **faults.limit(minutes))
             state = named_so(config, *inputs, mill.store, **named, return_state=True)
+            faults.refuse_late(state, name, minutes)
             page.manifest, page.reused = state.result(), state.name == "Reused"
         return page.manifest
 

@@ -6,6 +6,7 @@ Every key of a recipe is a field of a stage's Config class, so the classes are t
 import dataclasses
 import difflib
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,23 @@ FOLDER = CHECKOUT / "deployments" / "recipes"
 
 
 @dataclass(frozen=True)
+class Timeouts:
+    """Minutes that a stage may take, waiting for another run that makes the same included; 0 is for ever."""
+
+    corpus: float = 0.0
+    vocabulary: float = 0.0
+    shards: float = 0.0
+    pretrain: float = 0.0
+    evaluate: float = 0.0
+    register: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, minutes in dataclasses.asdict(self).items():
+            if not 0 <= minutes < math.inf:
+                raise UsageError(f"timeouts.{name} is {minutes:g}; give minutes, 0 for no limit.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What one run is made from."""
 
@@ -45,6 +63,8 @@ class Recipe:
     register: RegisterConfig = field(default_factory=RegisterConfig)
     runner: runners.Name = "processes"
     """Who reads the corpus and makes shards: processes of this machine, or workers of dask or ray; same result."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    """After so long a stage is stopped; what is finished of it is kept."""
 
     def __post_init__(self) -> None:
         self.pretrain.check(self.shards.length)
@@ -57,6 +77,12 @@ class Recipe:
             return tuple(dataclasses.replace(self.shards, length=length) for length in self.pretrain.lengths.lengths)
         except UsageError as error:
             raise UsageError(f"pretrain.lengths.lengths: {error}") from None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is to be made. Who makes it and how long it may take are no part of that: they can change on the way."""
+        of_run = ("runner", "timeouts")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in of_run}
 
     @property
     def reaches_hub(self) -> bool:

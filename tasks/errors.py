@@ -1,7 +1,7 @@
 """What can go wrong, and the exit status that a program sees.
 
 Every message is one sentence: what is wrong, where (file, line, key), what to do.
-The numbers follow sysexits.h where it has a fitting one (65, 69, 71, 73, 74, 75).
+The numbers follow sysexits.h where it has a fitting one (65, 69, 71, 73, 74, 75), and timeout(1) for 124.
 """
 
 import re
@@ -55,6 +55,12 @@ class InterruptedRun(MaskmillError):
     exit_code = 75
 
 
+class StageTimeout(MaskmillError):
+    """A stage that took longer than it may."""
+
+    exit_code = 124
+
+
 class NumericError(MaskmillError):
     """A loss or a gradient that is not finite."""
 
@@ -72,6 +78,7 @@ EXIT_CODES = {
     74: "disk full",
     75: "interrupted, run it again",
     78: "numeric failure",
+    124: "a stage took longer than its timeout",
 }
 
 

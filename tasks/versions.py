@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import tracking
 from .delivery import DENIED, login_refused
-from .errors import DataError, MaskmillError, UsageError, without_secrets
+from .errors import DataError, MaskmillError, UnreachableError, UsageError, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,7 +245,7 @@ def explained(home: Path) -> Iterator[None]:
         if why := login_refused(error):
             raise UsageError(f"MLflow at {where} {why}.") from error
         if " failed with exception " in text:  # no connection; what follows are the innards of urllib3
-            raise MaskmillError(
+            raise UnreachableError(
                 f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "
                 "finished stages are kept."
             ) from error
