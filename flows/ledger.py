@@ -48,6 +48,8 @@ class Entry:
     """Digest of the recipe with all its settings."""
     run: str = ""
     """What the attempts of one run have in common; MLflow's run is found by it."""
+    host: str = ""
+    """The machine whose process it is."""
 
     @property
     def stage(self) -> str:
@@ -93,9 +95,9 @@ def record(home: Path, recipe: str, command: str, flow_run_id: str = "", flow_ru
     name = time.strftime("%Y%m%d-%H%M%S", time.localtime(started)) + f"-{os.getpid()}"
     with open(folder / f"{name}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        recorder = Recorder(
-            folder, Entry(name, recipe, command, "running", started, None, None, "", {}, flow_run_id, flow_run_name)
-        )
+        entry = Entry(name, recipe, command, started=started, host=os.uname().nodename)
+        entry.flow_run_id, entry.flow_run_name = flow_run_id, flow_run_name
+        recorder = Recorder(folder, entry)
         try:
             yield recorder
         except BaseException as error:
@@ -145,6 +147,16 @@ def needed(entries: Iterable[Entry]) -> tuple[set[str], set[str]]:
             keys.add(stage.get("key", ""))
             digests.update([stage.get("digest", ""), *stage.get("inputs", ())])
     return keys - {""}, digests - {""}
+
+
+def digests(home: Path) -> dict[str, str]:
+    """Key -> digest of what runs made or used, where it always was the same one."""
+    found: dict[str, set[str]] = {}
+    for entry in read(home):
+        for stage in entry.stages.values():
+            if stage.get("digest") and stage.get("key"):
+                found.setdefault(stage["key"], set()).add(stage["digest"])
+    return {key: next(iter(digests)) for key, digests in found.items() if len(digests) == 1}
 
 
 def _held(path: Path) -> bool:

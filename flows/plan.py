@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flows import forks, runners
+from flows import forks, ledger, runners
 from flows.recipes import Recipe
 from tasks import adopted, artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
@@ -117,9 +117,12 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
 
     Raises what the stages' `identity` raise (a source that is not there), and what `refuse` does.
 
-    home    asks the registry below it whether the model is still registered; None takes the artifact's word
+    home    asks the registry below it whether the model is still registered, and the ledger what artifacts that are
+            gone were like: made again they are the same, so what follows may still be good; None takes the store's word
     """
     fork = refuse(recipe, store)
+    came_out = ledger.digests(home) if home else {}
+    expected: list[str] = []  # parts that are gone, and come out as before
     digests: dict[str, str] = {}
     verdicts: list[Verdict] = []
     whole = parts(recipe)
@@ -137,10 +140,20 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
             verdict = judge(part, identity_of(part, digests, store, fork=fork), store)
         if part.stage == registry.STAGE and verdict.action == "reuse" and home and not _is_registered(verdict, home):
             verdict = replace(verdict, action="run", why="the registry does not have it")
+        if verdict.action == "reuse" and (those := [name for name in part.inputs if name in expected]):
+            verdict = replace(verdict, why=f"up to date, as {' and '.join(those)} will come out as before")
+        if verdict.digest is None and _repeats(part) and (before := came_out.get(verdict.key or "")):
+            verdict = replace(verdict, digest=before)
+            expected.append(part.name)
         if verdict.digest:
             digests[part.name] = verdict.digest
         verdicts.append(verdict)
     return verdicts
+
+
+def _repeats(part: Part) -> bool:
+    """Does it come out the same whenever it is made? Not where a clock says when it ends."""
+    return not (part.stage == pretrain.STAGE and part.config.minutes)
 
 
 def refuse(recipe: Recipe, store: Store) -> Manifest | None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import forks, plan, recipes
+from flows import forks, ledger, plan, recipes
 from flows.plan import Verdict
 from flows.recipes import Recipe
 from tasks.artifacts import Built, Manifest, Store, Workspace
@@ -182,6 +183,21 @@ def test_without_its_manifest_a_damaged_artifact_takes_its_followers_along(recip
     make(recipe, store)
     (store.folders("shards")[0] / "manifest.json").write_text("{}")
     assert actions(plan.plan(recipe, store)) == ["reuse", "reuse", "run", "run", "run", "run"]
+
+
+def test_what_is_gone_comes_out_as_the_ledger_remembers_it(recipe: Recipe, store: Store, tmp_path: Path) -> None:
+    make(recipe, store)
+    with ledger.record(tmp_path, "tiny", "maskmill run tiny") as recorder:
+        for verdict in plan.plan(recipe, store):
+            recorder.stage(verdict.stage, "made", key=verdict.key, digest=verdict.digest)
+    shutil.rmtree(store.folders("shards")[0])
+    assert actions(plan.plan(recipe, store)) == ["reuse", "reuse", "run", "run", "run", "run"]
+    known = plan.plan(recipe, store, tmp_path)
+    assert actions(known)[:5] == ["reuse", "reuse", "run", "reuse", "reuse"]
+    assert known[3].why == "up to date, as shards will come out as before"
+    with ledger.record(tmp_path, "tiny", "maskmill run tiny") as recorder:  # once it came out otherwise
+        recorder.stage("shards", "made", key=known[2].key, digest="another")
+    assert actions(plan.plan(recipe, store, tmp_path))[:5] == ["reuse", "reuse", "run", "run", "run"]
 
 
 @pytest.mark.parametrize("first", STAGES)
