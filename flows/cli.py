@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from flows import (
     terminal,
 )
 from flows.access import HOST
+from tasks.errors import UnreachableError
+from tasks.progress import say
 
 
 @terminal.app.command()
@@ -122,9 +125,30 @@ def _run(
             result = getattr(mlm, flow)(
                 recipe, recipes.to_be_written(source), recipes.to_be_written(set_), wait=wait, **others
             )
+        except Exception as error:
+            _refuse_silence(error, home)
+            raise
         finally:
             mlm.deliver()
     summary.show(result)
+
+
+def _refuse_silence(error: Exception, home: Path) -> None:
+    """A Prefect server that went away during a run. The artifacts need none: is the run complete all the same?
+
+    Raises UnreachableError, or Exit where it is.
+    """
+    if not type(error).__module__.startswith(("httpx", "httpcore")):
+        return
+    from flows import ledger
+
+    last = next(iter(ledger.read(home, 1)), None)
+    if last and last.id.endswith(f"-{os.getpid()}") and last.state == "completed":
+        say("The run is complete, but its Prefect server is away; `maskmill doctor` tells it so later.")
+        raise typer.Exit
+    raise UnreachableError(
+        f"The Prefect server is away ({type(error).__name__}); start it and run again: what is finished is kept."
+    ) from error
 
 
 def _quiet() -> None:

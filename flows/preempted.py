@@ -37,9 +37,17 @@ def goes_on() -> Iterator[None]:
         yield
     except InterruptedRun as error:
         run = runtime.flow_run.id
-        if not run or not runtime.deployment.id or not _reschedule(UUID(str(run)), error):
+        if not run or not runtime.deployment.id or not _is_rescheduled(UUID(str(run)), error):
             raise
         raise Abort(f"Rescheduled: {error}") from error
+
+
+def _is_rescheduled(run: UUID, error: InterruptedRun) -> bool:
+    try:
+        return _reschedule(run, error)
+    except Exception as trouble:  # the server is away: the run will be found to have crashed, and taken up then
+        say(f"The run cannot be rescheduled ({type(trouble).__name__}: {trouble}).")
+        return False
 
 
 def _reschedule(run: UUID, error: InterruptedRun) -> bool:

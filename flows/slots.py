@@ -5,11 +5,12 @@ that needs no server.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from prefect import get_client
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 
 from flows import ui
 from tasks.progress import say
@@ -22,21 +23,35 @@ LEASE = 60.0
 
 @contextmanager
 def training() -> Iterator[None]:
-    """Holds the slot for the time of the block; waits for it as long as it takes."""
-    with ExitStack() as stack:
-        if os.environ.get(ui.EMBEDDED):  # it is this run's alone, and takes back no slot of a process that was killed
-            yield
-            return
-        try:
-            with get_client(sync_client=True) as client:
-                limit = client.read_global_concurrency_limit_by_name(TRAINING)
-        except Exception:  # there is no limit, or no server: the run goes on, as everywhere
-            limit = None
-        if limit is not None and limit.active:
-            if limit.active_slots >= limit.limit:
-                say(f"pretrain: waits for another training (concurrency limit {TRAINING})")
-            lost_is_fatal = False  # a server that is away for a while costs the queue's order, not the training
-            stack.enter_context(
-                concurrency(TRAINING, lease_duration=LEASE, raise_on_lease_renewal_failure=lost_is_fatal)
-            )
+    """Holds the slot for the time of the block; waits for it as long as it takes.
+
+    A server that is away costs the queue's order, never the training.
+    """
+    held = ExitStack()
+    # An embedded server is this run's alone, and takes back no slot of a process that was killed.
+    if not os.environ.get(ui.EMBEDDED):
+        _told(lambda: _take(held))
+    try:
         yield
+    finally:
+        _told(held.close)
+
+
+def _take(held: ExitStack) -> None:
+    with get_client(sync_client=True) as client:
+        try:
+            limit = client.read_global_concurrency_limit_by_name(TRAINING)
+        except ObjectNotFound:
+            return
+    if limit.active:
+        if limit.active_slots >= limit.limit:
+            say(f"pretrain: waits for another training (concurrency limit {TRAINING})")
+        held.enter_context(concurrency(TRAINING, lease_duration=LEASE, raise_on_lease_renewal_failure=False))
+
+
+def _told(do: Callable[[], None]) -> None:
+    """Whatever the server does, the run goes on."""
+    try:
+        do()
+    except Exception as error:
+        say(f"pretrain: the concurrency limit {TRAINING} is not kept ({type(error).__name__}); the run goes on")

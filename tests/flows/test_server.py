@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from functools import partial
 from pathlib import Path
@@ -88,3 +89,32 @@ def test_ui_starts_both_servers_prints_their_addresses_and_stops_them(tmp_path: 
     assert status == 0
     assert not any(ui.answers(address.split("#")[0].strip()) for address in addresses.values())
     assert ui.running(tmp_path / "home") is None
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_server_which_hears_of_it_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    port = ui.free_port(0)
+    server = ui.start_prefect(tmp_path, port).wait()
+    (tmp_path / "a.txt").write_text("the cat sat on the mats and the dog on the other ones. " * 400)
+    variables = os.environ | {"MASKMILL_HOME": str(tmp_path / "home"), "PREFECT_API_URL": f"{server.address}/api"}
+    settings = ["--set", "pretrain.steps=600", "--set", "pretrain.checkpoint_every=20"]
+    words = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(tmp_path / "a.txt"), *settings]
+    with subprocess.Popen(words, cwd=ROOT, env=variables, text=True, stderr=subprocess.PIPE) as run:
+        while not list((tmp_path / "home").glob("store/pretrain/.*.partial/.scratch/checkpoints/*")):
+            assert run.poll() is None
+            time.sleep(0.1)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        _, said = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    assert "The run is complete, but its Prefect server is away" in said
+    server = ui.start_prefect(tmp_path, port).wait()
+    try:
+        words = [sys.executable, "-m", "flows.cli", "doctor", "--json"]
+        done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
+        (found,) = json.loads(done.stdout)
+        assert found["mended"] and found["what"] == "was RUNNING at the server, but has completed: completed"
+    finally:
+        server.stop()
