@@ -3,15 +3,15 @@
 Prefect does it; what is here is the order, and errors that name the place. Applying twice changes nothing.
 """
 
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flows import environment, recipes, ui
+from flows import environment, notices, recipes, ui
 from flows.recipe_file import read
 from tasks.errors import MaskmillError, UsageError
 from tasks.progress import say
@@ -19,6 +19,8 @@ from tasks.progress import say
 FILE = environment.CHECKOUT / "deployments" / "prefect.yaml"
 AUTOMATIONS = environment.CHECKOUT / "deployments" / "automations.yaml"
 POOL = "maskmill"
+LOOK = 60.0
+"""Seconds between two looks at what the server believes of runs."""
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,6 @@ class Applied:
     automations: list[str]
 
 
-def reach(home: Path) -> str:
-    """The address of the Prefect API: PREFECT_API_URL, or that of `maskmill ui`; set for what this process starts.
-
-    Raises UsageError where none answers: a deployment needs a server that stays.
-    """
-    if not os.environ.get("PREFECT_API_URL"):
-        addresses = ui.running(home)
-        if addresses is None:
-            raise UsageError("Schedules need a server that stays: start `maskmill ui`, or set PREFECT_API_URL.")
-        os.environ["PREFECT_API_URL"] = addresses["prefect"] + "/api"
-    url = os.environ["PREFECT_API_URL"].rstrip("/")
-    if not ui.answers(f"{url}/health"):
-        raise UsageError(f"No Prefect server answers at {url}; start it, or unset PREFECT_API_URL.")
-    return url
-
-
-def reachable(home: Path) -> bool:
-    """Is there a server? It is set for this process then."""
-    try:
-        return bool(reach(home))
-    except UsageError:
-        return False
-
-
 def deploy(home: Path, file: Path = FILE) -> Applied:
     """Applies a prefect.yaml from the checkout's root; work pools, the training slot and automations that are missing
     are made.
@@ -62,7 +40,7 @@ def deploy(home: Path, file: Path = FILE) -> Applied:
     refuses.
     """
     listed = check(file)
-    server = reach(home)
+    server = ui.reach(home)
     for pool in sorted({one.get("work_pool", {}).get("name", POOL) for one in listed}):
         _pool(pool)
     _slot()
@@ -133,12 +111,18 @@ def _slot() -> None:
 
 
 def _automations() -> list[str]:
-    """Those of automations.yaml: made, or brought up to date. Their names."""
+    """Those of automations.yaml: made, or brought up to date; without a webhook none that calls one. Their names."""
     from prefect.automations import Automation
     from prefect.events.schemas.automations import AutomationCore
 
-    names = []
+    names, block = [], notices.webhook()
     for wanted in read(AUTOMATIONS)["automations"]:
+        for action in wanted["actions"]:
+            if "block_document_id" in action:
+                action["block_document_id"] = block
+        if any(action.get("block_document_id", block) is None for action in wanted["actions"]):
+            say(f"{wanted['name']} is left out: set {notices.VARIABLE} to the address that is to hear of it")
+            continue
         core = AutomationCore.model_validate(wanted)
         names.append(core.name)
         try:
@@ -160,7 +144,35 @@ def _prefect(*words: str) -> None:
         raise MaskmillError(f"prefect {words[0]} failed: {said}")
 
 
-def work(pool: str) -> int:
-    """A worker of the pool in this terminal, until Ctrl-C. Its exit status."""
+def work(pool: str, look: Callable[[], None]) -> int:
+    """A worker of the pool until a signal; calls `look` once a minute. Its exit status.
+
+    A signal stops its runs at the next step, each with a checkpoint, and then the worker: what was running goes back
+    into the queue. In a process group of its own, since Prefect's worker takes a second Ctrl-C for "at once".
+    """
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-    return subprocess.call(command, cwd=environment.CHECKOUT)
+    worker = subprocess.Popen(command, cwd=environment.CHECKOUT, process_group=0, preexec_fn=ui.die_with_parent)
+    try:
+        while worker.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(LOOK)
+                break
+            look()
+    except KeyboardInterrupt:
+        say("the worker stops; its runs first, at their next step (again: at once)")
+        _end(worker)
+    finally:
+        worker.kill()  # where it is still there: a second signal
+    return worker.wait()
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """No new runs; those that it has are told to stop, and waited for."""
+    import psutil
+
+    runs = psutil.Process(worker.pid).children()
+    worker.terminate()
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    worker.wait()

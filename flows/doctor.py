@@ -2,12 +2,17 @@
 
     the process is gone, the server says it runs            crashed (or cancelled, where it was being cancelled)
     the process lives, the server says it has ended         an orphan: said, and left alone; it keeps the store's locks
+    the process lives, the server wants it cancelled        an orphan whose worker died before it could: it is stopped
 
-A run of a deployment that crashed is taken up again, by policy: `rerun` sends it back to the queue, MOST times at most.
+A run of a deployment that crashed in the last days is taken up again, by policy: `rerun` sends it back to the queue,
+MOST times at most. `maskmill worker` looks once a minute.
 """
 
+import os
 import shlex
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,9 +32,16 @@ if TYPE_CHECKING:
 MOST = 20
 """Attempts of a run of a deployment, crashed or interrupted; then a person looks."""
 PAUSE = 15.0
-"""Seconds until it may be taken up: a worker says some 8 s after a crash once more that the run crashed."""
-ACTIVE = {"RUNNING", "PENDING", "CANCELLING"}
+"""Seconds until it may be taken up."""
+SETTLED = 30.0
+"""Seconds after a crash in which nobody sends a run back: a worker says it once more some 8 s later (on a busy machine
+more), and would say it of the new attempt."""
+ACTIVE = ("RUNNING", "PENDING", "CANCELLING")
 """What a server says of a run that it believes to be alive."""
+GRACE = 30.0
+"""Seconds that a worker has to stop a run that is being cancelled; then it has no worker any more."""
+PAGE = 200
+"""Runs that a server hands out at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -52,42 +64,69 @@ def examine(home: Path, again: bool = False) -> list[Finding]:
     """
     from prefect import get_client
 
+    known = newest(home)
     with get_client(sync_client=True) as client:
-        return [found for entry in newest(home) for found in _examine(client, entry, again)]
+        asked = list(_questionable(client, known))
+        return [found for run in asked for found in _examine(client, run, known[str(run.id)], again)]
 
 
-def newest(home: Path) -> Iterator[Entry]:
+def newest(home: Path) -> dict[str, Entry]:
     """The last entry of each flow run that Prefect knows: an earlier attempt says nothing of it any more."""
-    seen: set[str] = set()
-    for entry in ledger.read(home):
-        if entry.flow_run_id and entry.flow_run_id not in seen:
-            seen.add(entry.flow_run_id)
-            yield entry
+    return {entry.flow_run_id: entry for entry in reversed(ledger.read(home)) if entry.flow_run_id}
 
 
-def _examine(client: "SyncPrefectClient", entry: Entry, again: bool) -> Iterator[Finding]:
-    from prefect.exceptions import ObjectNotFound
+def _questionable(client: "SyncPrefectClient", known: Mapping[str, Entry]) -> "Iterator[FlowRun]":
+    """Of these runs those that the server believes to be alive or crashed, or whose process lives."""
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterId,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
 
-    try:
-        run = client.read_flow_run(UUID(entry.flow_run_id))
-    except ObjectNotFound:  # of another server, or deleted there
-        return
-    state, name = run.state, entry.flow_run_name
-    kind = state.type.value if state else "PENDING"
+    types = [StateType(name) for name in (*ACTIVE, "CRASHED")]
+    running = [UUID(run) for run, entry in known.items() if entry.state == "running"]
+    of_state = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
+    found: dict[str, FlowRun] = {}
+    for wanted in (of_state, FlowRunFilter(id=FlowRunFilterId(any_=running))):
+        offset = 0
+        while runs := client.read_flow_runs(flow_run_filter=wanted, limit=PAGE, offset=offset):
+            found |= {str(run.id): run for run in runs}
+            offset += len(runs)
+    return (found[run] for run in known if run in found)
+
+
+def _examine(client: "SyncPrefectClient", run: "FlowRun", entry: Entry, again: bool) -> Iterator[Finding]:
+    name, kind = entry.flow_run_name, run.state.type.value if run.state else "PENDING"
     if entry.state == "running":
-        if kind not in ACTIVE:
-            pid = entry.id.rsplit("-", 1)[1]
-            what = f"its process {pid} still works, but the server has it as {kind}; stop it with: kill {pid}"
-            yield Finding(entry.flow_run_id, name, what, mended=False)
+        if what := _of_orphan(run, kind, entry):
+            yield Finding(entry.flow_run_id, name, what, mended=kind in ACTIVE)
         return
     if kind in ACTIVE and _is_over(client, run, entry):
         yield Finding(entry.flow_run_id, name, _close(client, run, kind, entry), mended=True)
-        run = client.read_flow_run(UUID(entry.flow_run_id))
-    if again and run.state and run.state.is_crashed() and run.deployment_id:
+        run = client.read_flow_run(run.id)
+    recent = time.time() - entry.started < ledger.GOES_ON_DAYS * 86400
+    if again and recent and run.state and run.state.is_crashed() and run.deployment_id and not _unsettled(run):
         if run.run_count < MOST:
             yield Finding(entry.flow_run_id, name, retry(client, run), mended=True)
         else:
             yield Finding(entry.flow_run_id, name, f"crashed {run.run_count} times, and is left alone", mended=False)
+
+
+def _of_orphan(run: "FlowRun", kind: str, entry: Entry) -> str:
+    """What there is to say of a process that lives, and is done with it; "" where all is well."""
+    pid = entry.id.rsplit("-", 1)[1]
+    here = entry.host == os.uname().nodename
+    if kind not in ACTIVE:
+        where = "" if here else f" on {entry.host or 'another machine'}"
+        return f"its process {pid}{where} still works, but the server has it as {kind}; stop it with: kill {pid}"
+    since = run.state.timestamp.timestamp() if run.state else time.time()
+    if kind != "CANCELLING" or not here or time.time() - since < GRACE:
+        return ""
+    with suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGTERM)  # the lock that says it lives is held by this very process
+    return f"is being cancelled, but no worker did it: its process {pid} is told to stop"
 
 
 def _is_over(client: "SyncPrefectClient", run: "FlowRun", entry: Entry) -> bool:
@@ -97,8 +136,12 @@ def _is_over(client: "SyncPrefectClient", run: "FlowRun", entry: Entry) -> bool:
 
 
 def _close(client: "SyncPrefectClient", run: "FlowRun", kind: str, entry: Entry) -> str:
-    from prefect.states import Cancelled, Crashed
+    from prefect.states import Cancelled, Completed, Crashed, Failed
 
+    if entry.state in ("completed", "failed"):  # the server was away when it ended
+        ended = Completed if entry.state == "completed" else Failed
+        client.set_flow_run_state(run.id, ended(message=entry.error or "As its process wrote it down."), force=True)
+        return f"was {kind} at the server, but has {entry.state}: {entry.state}"
     if kind == "CANCELLING":
         client.set_flow_run_state(run.id, Cancelled(message="Its process is gone."), force=True)
         return "was being cancelled, and its process is gone: cancelled"
@@ -107,10 +150,19 @@ def _close(client: "SyncPrefectClient", run: "FlowRun", kind: str, entry: Entry)
     return f"was {kind} at the server, but its process died{where}: crashed"
 
 
+def _unsettled(run: "FlowRun") -> float:
+    """Seconds to wait until a crash is settled."""
+    crashed = run.state.timestamp.timestamp() if run.state and run.state.is_crashed() else 0.0
+    return max(crashed + SETTLED - time.time(), 0.0)
+
+
 def retry(client: "SyncPrefectClient", run: "FlowRun") -> str:
     """What the Retry button does: the run goes back to the queue of its deployment. For people, what was done."""
     from prefect.states import AwaitingRetry
 
+    if wait := _unsettled(run):
+        say(f"{run.name}: crashed just now; waits {wait:.0f} s until its worker has said so")
+        time.sleep(wait)
     at = datetime.now(UTC) + timedelta(seconds=PAUSE)
     client.set_flow_run_state(run.id, AwaitingRetry(scheduled_time=at, message="Rerun by maskmill."), force=True)
     return f"goes back to the queue; a worker takes it up in {PAUSE:.0f} s"
@@ -135,14 +187,14 @@ def rerun(home: Path, which: str, first: str | None, server: bool) -> list[str] 
     if entry.flow_run_id and server:
         with suppress(ObjectNotFound), get_client(sync_client=True) as client:
             run = client.read_flow_run(UUID(entry.flow_run_id))
-            for found in _examine(client, entry, again=False):
+            for found in _examine(client, run, entry, again=False):
                 say(f"{found.name}: {found.what}")
             if run.deployment_id and first:
                 parameters = run.parameters | {"force_from": first}
                 made = client.create_flow_run_from_deployment(run.deployment_id, parameters=parameters)
                 return f"{made.name}: a new run from {first} on waits in the queue; a worker takes it up"
             if run.deployment_id:
-                return f"{run.name}: {retry(client, run)}"
+                return f"{run.name}: {retry(client, client.read_flow_run(run.id))}"
     words = shlex.split(entry.command)[1:]
     if first:
         at = words.index("--from") if "--from" in words else len(words)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows import environment, terminal
+from flows import environment, notices, terminal
 from tasks.artifacts import Manifest, Store
 from tasks.errors import UsageError
 from tasks.gate import BETTER, FORCED
@@ -39,6 +39,8 @@ def promote(
 
     home = _registry()
     found = promotion.promote(version, home, force, reason, again(terminal.store(home)))
+    if found.promoted:
+        notices.tell(home, notices.PROMOTED, found)
     terminal.as_json(found.as_json()) if as_json else show(found)
     if not found.promoted:
         raise typer.Exit(UsageError.exit_code)
@@ -56,7 +58,9 @@ def rollback(
     """
     from tasks import promotion
 
-    found = promotion.rollback(model, _registry(), reason)
+    home = _registry()
+    found = promotion.rollback(model, home, reason)
+    notices.tell(home, notices.ROLLED_BACK, found)
     terminal.as_json(found.as_json()) if as_json else show(found)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from flows import environment, terminal
 from tasks.errors import UsageError
+from tasks.progress import say
 
 
 def deploy(
@@ -41,15 +42,28 @@ def worker(
 ) -> None:
     """Run what is due, until Ctrl-C. One on each machine that shares the home folder.
 
+    Once a minute it does what `maskmill doctor --rerun` does.
+
     Example: maskmill worker
     """
-    from flows import deployments, doctor
+    from flows import deployments, doctor, ui
 
-    home = terminal.home()
-    deployments.reach(home)
-    for found in doctor.examine(home, again=True):  # this machine may have gone down in the middle of one
-        print(f"{found.name}: {found.what}")
-    raise typer.Exit(deployments.work(pool))
+    home, said = terminal.home(), set[doctor.Finding]()
+    ui.reach(home)
+
+    def look() -> None:
+        try:
+            findings = doctor.examine(home, again=True)
+        except Exception as error:  # whatever Prefect's client raises where the server is away; the worker waits for it
+            say(f"worker: the Prefect server does not answer as it should ({type(error).__name__}); asked again later")
+            return
+        for found in findings:
+            if found.mended or found not in said:
+                print(f"{found.name}: {found.what}", flush=True)
+            said.add(found)
+
+    look()  # this machine may have gone down in the middle of a run
+    raise typer.Exit(deployments.work(pool, look))
 
 
 def rerun(
@@ -63,13 +77,13 @@ def rerun(
 
     Example: maskmill rerun 0d1f2a3b --from evaluate
     """
-    from flows import deployments, doctor
+    from flows import doctor, ui
     from flows.plan import INPUTS
 
     home = terminal.home()
     if from_ and from_ not in INPUTS:
         raise UsageError(f"There is no stage {from_!r}; the stages are {', '.join(INPUTS)}.")
-    done = doctor.rerun(home, run, from_, deployments.reachable(home))
+    done = doctor.rerun(home, run, from_, ui.reachable(home))
     if isinstance(done, str):
         print(done)
         return
@@ -87,10 +101,10 @@ def doctor(
 
     Example: maskmill doctor --rerun
     """
-    from flows import deployments, doctor
+    from flows import doctor, ui
 
     home = terminal.home()
-    deployments.reach(home)
+    ui.reach(home)
     findings = doctor.examine(home, again)
     if as_json:
         terminal.as_json(doctor.page(findings))

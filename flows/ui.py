@@ -81,7 +81,7 @@ def free_port(wanted: int, host: str = HOST) -> int:
     raise UsageError(f"{host} is no address of this machine, or none of its ports is free.")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child: the kernel ends a server whose maskmill was killed with -9 (on Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -100,7 +100,7 @@ def _start(home: Path, name: str, at: str, health: str, words: list[str], extra:
             stderr=out,
             env=environment,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
             cwd=home,
         )
     return Server(name, f"http://{at}", health, process, log)
@@ -139,6 +139,30 @@ def running(home: Path) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return addresses if answers(addresses["prefect"] + "/api/health") else None
+
+
+def reach(home: Path) -> str:
+    """The address of the Prefect API: PREFECT_API_URL, or that of `maskmill ui`; set for what this process starts.
+
+    Raises UsageError where none answers: a deployment needs a server that stays.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        addresses = running(home)
+        if addresses is None:
+            raise UsageError("Schedules need a server that stays: start `maskmill ui`, or set PREFECT_API_URL.")
+        os.environ["PREFECT_API_URL"] = addresses["prefect"] + "/api"
+    url = os.environ["PREFECT_API_URL"].rstrip("/")
+    if not answers(f"{url}/health"):
+        raise UsageError(f"No Prefect server answers at {url}; start it, or unset PREFECT_API_URL.")
+    return url
+
+
+def reachable(home: Path) -> bool:
+    """Is there a server? It is set for this process then."""
+    try:
+        return bool(reach(home))
+    except UsageError:
+        return False
 
 
 @contextmanager
