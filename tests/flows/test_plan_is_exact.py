@@ -53,8 +53,11 @@ class Mill:
     """A process that plans and runs, and the folders that it is told of."""
 
     def __init__(self, folder: Path, api: str) -> None:
-        self.folder = folder
-        environment = os.environ | {"MASKMILL_HOME": str(folder / "none"), "PREFECT_API_URL": api}
+        self.folder, self.api, self.examples = folder, api, 0
+        self.start()
+
+    def start(self) -> None:
+        environment = os.environ | {"MASKMILL_HOME": str(self.folder / "none"), "PREFECT_API_URL": self.api}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             cwd=ROOT,
@@ -62,11 +65,13 @@ class Mill:
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=open(folder / "log", "w"),  # noqa: SIM115  (the child's)
+            stderr=open(self.folder / "log", "w"),  # noqa: SIM115  (the child's)
         )
 
     def ask(self, home: Path, given: dict[str, str], first: str | None) -> tuple[dict[str, str], dict[str, str]]:
         """What was predicted for each part, and what was done."""
+        if self.process.poll() is not None:  # an example broke it
+            self.start()
         assert self.process.stdin and self.process.stdout
         words = [str(home), str(home.parent / "texts"), [f"{key}={value}" for key, value in given.items()], first]
         print(json.dumps(words), file=self.process.stdin, flush=True)
@@ -119,8 +124,8 @@ def test_what_a_plan_predicts_is_what_a_run_does(mill: Mill, operations: list[An
     given_first = {key: values[0] for key, values in SETTINGS.items()}
     if not (start / "home").exists():
         assert set(mill.ask(start / "home", given_first, None)[1].values()) == {"made"}
-    place = mill.folder / "now"
-    shutil.rmtree(place, ignore_errors=True)
+    mill.examples += 1
+    place = mill.folder / str(mill.examples)  # not the last one's: the process holds its database open
     shutil.copytree(start, place, symlinks=True)
     wanted = dict(given_first)
     for kind, what, how in operations:
