@@ -25,7 +25,7 @@ from flows.recipes import Recipe
 from tasks import artifacts, registry, versions
 from tasks.artifacts import Manifest, Store
 from tasks.errors import InterruptedRun, UsageError, without_secrets
-from tasks.progress import clock, say
+from tasks.progress import Bar, clock, say, watched
 from tasks.tracking import StageRun, Tracker
 
 DRAW_EVERY = 5.0
@@ -79,9 +79,10 @@ class Chain:
             self.fork = plan.refuse(recipe, store)  # from here on `maskmill gc` knows that it is needed; is it there?
         self.rival: Manifest | None = None
         self.stage_run: StageRun | None = None
-        self._last: Mapping[str, Any] = {}
+        self._last: tuple[float, str, str] | None = None  # how far the stage is: per cent, in words, and how fast
         self._drawn = 0.0
-        self._picture: UUID | None = None
+        self._pictures: dict[str, UUID] = {}
+        self._name = ""
         self._artist: Thread | None = None
         self._warned = self._linked = False
 
@@ -132,10 +133,11 @@ class Chain:
             say(f"{part.name:<10}  {verdict.action}: {verdict.why}")
         inputs = list(identity.inputs.values())
         self.recorder.stage(part.name, "running", why=verdict.why, key=identity.key, inputs=inputs)
-        started, page = time.monotonic(), Page(part.name)
+        started, page, self._name = time.monotonic(), Page(part.name), part.name
         with self.tracker.stage(part.name, asdict(config)) as self.stage_run:
             try:
-                yield page
+                with watched(self._watch):
+                    yield page
             except BaseException as error:
                 with suppress(BaseException):  # a second Ctrl-C ends the wait for a picture; the first error goes on
                     self._ended(error)
@@ -194,9 +196,14 @@ class Chain:
         """
         assert self.stage_run is not None
         self.stage_run.ship(records)
-        self._last = records[-1]
+        self._last = _described(records[-1])
         if time.monotonic() - self._drawn >= DRAW_EVERY:
             self._draw()
+
+    def _watch(self, bar: Bar) -> None:
+        """The same for a stage with a bar, now and then."""
+        self._last = 100 * min(bar.done / bar.total, 1.0) if bar.total else 0.0, bar.line(), ""
+        self._draw()
 
     def _draw(self, end: str = "") -> None:
         """In a thread of its own. While that waits for a server that hangs, there are no new pictures.
@@ -207,25 +214,23 @@ class Chain:
             return
         self._drawn = time.monotonic()
         context = contextvars.copy_context()  # Prefect's: whose picture it is
-        self._artist = Thread(target=context.run, args=(self._mirror, self._last, end), name="picture", daemon=True)
+        words = (self._mirror, self._name, self._last, end)
+        self._artist = Thread(target=context.run, args=words, name="picture", daemon=True)
         self._artist.start()
 
     def _finish_picture(self) -> None:
         if self._artist is not None:
             self._artist.join(PATIENCE)
 
-    def _mirror(self, record: Mapping[str, Any], end: str) -> None:
+    def _mirror(self, name: str, far: tuple[float, str, str], end: str) -> None:
         with mirrored(self._once):
-            metrics = record["metrics"]
-            said = f"step {record['step']:,}, loss {metrics.get('train/loss', float('nan')):.3f}"
-            if end:
-                said += f"; {end}"
-            elif metrics.get("train/seconds_left"):
-                speed, left = metrics["train/tokens_per_second"], metrics["train/seconds_left"]
-                said += f", {speed:,.0f} tokens/s, {clock(left)} left"
-            picture = self._picture or create_progress_artifact(0.0, key="pretrain-progress", description="training")
-            self._picture = cast(UUID, picture)  # a coroutine only where there is an event loop
-            update_progress_artifact(self._picture, 100 * metrics["train/progress"], description=said)
+            done, where, pace = far
+            said = f"{where}; {end}" if end else f"{where}{pace}"
+            if name not in self._pictures:
+                key = f"{name.replace(' ', '-')}-progress"
+                picture = create_progress_artifact(0.0, key=key, description=name)
+                self._pictures[name] = cast(UUID, picture)  # a coroutine only where there is an event loop
+            update_progress_artifact(self._pictures[name], done, description=said)
 
     def _trained(self) -> None:
         """The last picture shows the last step, and MLflow has every point, where that takes seconds; else later."""
@@ -243,7 +248,16 @@ class Chain:
         self._finish_picture()
         self._draw(end)
         self._finish_picture()
-        self._last = {}
+        self._last = None
+
+
+def _described(record: Mapping[str, Any]) -> tuple[float, str, str]:
+    """How far a training is, by a line of its spool."""
+    metrics = record["metrics"]
+    where, pace = f"step {record['step']:,}, loss {metrics.get('train/loss', float('nan')):.3f}", ""
+    if metrics.get("train/seconds_left"):
+        pace = f", {metrics['train/tokens_per_second']:,.0f} tokens/s, {clock(metrics['train/seconds_left'])} left"
+    return 100 * metrics["train/progress"], where, pace
 
 
 @contextmanager

@@ -2,20 +2,34 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 
 
+LOOK = 5.0
+"""Seconds between two calls of who watches, and before the first one."""
 _hushed = False
+_watcher: "Callable[[Bar], None] | None" = None
 
 
 def hush() -> None:
     """Say nothing from now on: of several processes that do the same, one speaks."""
     global _hushed
     _hushed = True
+
+
+@contextmanager
+def watched(watcher: "Callable[[Bar], None]") -> Iterator[None]:
+    """Calls somebody with the bar now and then, for the time of the block; it must not wait for anything."""
+    global _watcher
+    _watcher = watcher
+    try:
+        yield
+    finally:
+        _watcher = None
 
 
 def say(line: str) -> None:
@@ -37,7 +51,7 @@ class Bar:
     def __init__(self, label: str, total: float | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.text = 0.0, ""
-        self.started = self.told = time.monotonic()
+        self.started = self.told = self.looked = time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -47,12 +61,18 @@ class Bar:
     def advance(self, amount: float = 1) -> None:
         """Adds to what is done, in units of the bar."""
         self.done += amount
-        self._show()
+        self._seen()
 
     def note(self, text: str) -> None:
         """A short remark behind the bar, such as the loss."""
         self.text = text
+        self._seen()
+
+    def _seen(self) -> None:
         self._show()
+        if _watcher is not None and time.monotonic() - self.looked >= LOOK:
+            self.looked = time.monotonic()
+            _watcher(self)
 
     def print(self, line: str) -> None:
         _print(line)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flows import chain, plan, recipes
+from tasks import progress
 from tasks.errors import InterruptedRun, NumericError, UsageError
 
 WHOSE: ContextVar[str] = ContextVar("whose")
@@ -127,6 +128,22 @@ def test_the_last_picture_of_a_training_that_ends_early_says_where_and_why(
         raise error
     assert caught.value is error
     assert prefect.drawn[-1][:2] == (60.0, f"step 60, loss 1.500; {said}")
+
+
+def test_a_stage_with_a_bar_has_a_picture_of_its_own(
+    staged: Any, prefect: Prefect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefect.let_go.set()
+    chain.PATIENCE = 60.0
+    monkeypatch.setattr(progress, "LOOK", 0.0)
+    with pytest.raises(UsageError), staged.stage("corpus", staged.recipe.corpus):
+        with progress.progress("corpus", 8, "MB") as bar:
+            bar.advance(2)
+            staged._artist.join(60)
+            bar.advance(4)
+        raise UsageError("no more")
+    assert (prefect.drawn[0][0], prefect.drawn[0][1].partition(", ")[0]) == (25.0, "corpus: 2 of 8 MB")
+    assert prefect.drawn[-1][0] == 75.0 and prefect.drawn[-1][1].endswith("; failed: no more")
 
 
 def test_a_training_that_fails_waits_for_no_prefect_and_its_error_stays(staged: Any, prefect: Prefect) -> None:
