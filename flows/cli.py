@@ -37,7 +37,7 @@ def run(
 
     Example: maskmill run quickstart --source ~/texts --set pretrain.tokens=5000000
     """
-    _run("maskmill", recipe, source, set_, from_, wait, force_from=from_)
+    _run("maskmill", recipe, source, set_, from_, wait, force_from=from_ or "nothing")
 
 
 @terminal.app.command()
@@ -53,7 +53,7 @@ def data(
 
     Example: maskmill data quickstart --source ~/texts
     """
-    _run("data", recipe, source, set_, from_, wait, force_from=from_)
+    _run("data", recipe, source, set_, from_, wait, force_from=from_ or "nothing")
 
 
 @terminal.app.command()

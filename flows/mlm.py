@@ -24,7 +24,8 @@ from flows.summary import Finished  # noqa: E402
 from tasks import corpus, evaluate, pretrain, registry, shards, vocabulary  # noqa: E402
 from tasks.artifacts import Manifest  # noqa: E402
 
-StageName: TypeAlias = Literal["corpus", "vocabulary", "shards", "pretrain", "evaluate", "register"]
+Forced: TypeAlias = Literal["nothing", "corpus", "vocabulary", "shards", "pretrain", "evaluate", "register"]
+"""A word for nothing, and no None: Prefect's form shows a drop-down then."""
 
 
 def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
@@ -67,7 +68,7 @@ def maskmill(
     recipe: str = "quickstart",
     source: list[str] = [],  # noqa: B006  (Prefect copies it, and its form shows it)
     set: list[str] = [],  # noqa: B006
-    force_from: StageName | None = None,
+    force_from: Forced = "nothing",
     wait: float = 600.0,
 ) -> Finished:
     """From a corpus to a registered masked language model; finished stages are found and reused.
@@ -80,8 +81,9 @@ def maskmill(
         wait: Seconds to wait for another run that is making the same artifact.
     """
     settings = recipes.load(recipe, source, set)
-    command = recipes.command(recipe, source, set, force_from)
-    with preempted.goes_on(), chain.opened(settings, command, force_from, wait) as mill:
+    first = None if force_from == "nothing" else force_from
+    command = recipes.command(recipe, source, set, first)
+    with preempted.goes_on(), chain.opened(settings, command, first, wait) as mill:
         documents, words, rows, shorter = prepare(mill, settings)
         with slots.training():
             given = {"on_metrics": mill.metrics, "shorter": shorter, "fork": mill.fork}
@@ -96,7 +98,7 @@ def data(
     recipe: str = "quickstart",
     source: list[str] = [],  # noqa: B006
     set: list[str] = [],  # noqa: B006
-    force_from: StageName | None = None,
+    force_from: Forced = "nothing",
     wait: float = 600.0,
 ) -> Finished:
     """Corpus, vocabulary and shards, so that a training finds them made.
@@ -109,8 +111,9 @@ def data(
         wait: Seconds to wait for another run that is making the same artifact.
     """
     settings = recipes.load(recipe, source, set)
-    command = recipes.command(recipe, source, set, force_from, verb="data")
-    with chain.opened(settings, command, force_from, wait) as mill:
+    first = None if force_from == "nothing" else force_from
+    command = recipes.command(recipe, source, set, first, verb="data")
+    with chain.opened(settings, command, first, wait) as mill:
         prepare(mill, settings)
         return mill.finished()
 

@@ -28,7 +28,7 @@ for line in sys.stdin:
     os.environ["MASKMILL_HOME"] = home
     recipe = recipes.load("tiny", [source], given)
     predicted = plan.plan(recipe, terminal.store(Path(home), first), Path(home))
-    done = mlm.maskmill("tiny", [source], given, first)
+    done = mlm.maskmill("tiny", [source], given, first or "nothing")
     both = {v.stage: v.action for v in predicted}, {name: it["state"] for name, it in done.stages.items()}
     print(json.dumps(both), file=sys.__stdout__, flush=True)
 """
