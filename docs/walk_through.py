@@ -15,7 +15,6 @@ from flows import ui
 from tests.flows.house import LONG, TRAINING, opened, until
 from tests.test_browser import Page, chromium
 
-
 RETRY = """
 const buttons = [...document.querySelectorAll("button")].filter(one => one.innerText.trim() == "Retry");
 buttons.at(-1)?.click(); return buttons.length > 0
