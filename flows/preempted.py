@@ -14,7 +14,7 @@ from uuid import UUID
 from prefect import get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Cancelled
 from prefect.utilities.engine import propose_state_sync
 
 from flows.doctor import MOST
@@ -28,38 +28,41 @@ is down."""
 
 @contextmanager
 def goes_on() -> Iterator[None]:
-    """An InterruptedRun in the block reschedules the flow run, where it belongs to a deployment.
+    """An InterruptedRun in the block reschedules the flow run, where it belongs to a deployment; or it was cancelled.
 
-    Raises Abort then: Prefect's engine leaves the state as it is and the process ends with 0. An interruption that is a
-    cancellation, or the last of MOST attempts, is raised as it is.
+    Raises Abort then: Prefect's engine leaves the state as it is and the process ends with 0. The interruption of the
+    last of MOST attempts is raised as it is.
     """
     try:
         yield
     except InterruptedRun as error:
         run = runtime.flow_run.id
-        if not run or not runtime.deployment.id or not _is_rescheduled(UUID(str(run)), error):
+        if not run or not runtime.deployment.id or not _is_settled(UUID(str(run)), error):
             raise
-        raise Abort(f"Rescheduled: {error}") from error
+        raise Abort(str(error)) from error
 
 
-def _is_rescheduled(run: UUID, error: InterruptedRun) -> bool:
+def _is_settled(run: UUID, error: InterruptedRun) -> bool:
     try:
-        return _reschedule(run, error)
+        return _settle(run, error)
     except Exception as trouble:  # the server is away: the run will be found to have crashed, and taken up then
         say(f"The run cannot be rescheduled ({type(trouble).__name__}: {trouble}).")
         return False
 
 
-def _reschedule(run: UUID, error: InterruptedRun) -> bool:
-    """Does the server agree that the run is tried again?"""
+def _settle(run: UUID, error: InterruptedRun) -> bool:
+    """Does the server agree that the run is tried again, or that it is cancelled?"""
     attempts = runtime.flow_run.run_count
-    if attempts >= MOST:
-        say(f"This was attempt {attempts} of the run, the last one; it is not rescheduled.")
-        return False
     at = datetime.now(UTC) + timedelta(seconds=PAUSE)
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(run).state
-        if now is not None and (now.is_cancelling() or now.is_final()):
+        if now is not None and now.is_cancelling():  # its worker says so, too, where it has one
+            client.set_flow_run_state(run, Cancelled(message=str(error)), force=True)
+            return True
+        if now is not None and now.is_final():
+            return False
+        if attempts >= MOST:
+            say(f"This was attempt {attempts} of the run, the last one; it is not rescheduled.")
             return False
         state: State[Any] = AwaitingRetry(scheduled_time=at, message=f"Attempt {attempts} was interrupted: {error}")
         accepted = propose_state_sync(client, state, flow_run_id=run)

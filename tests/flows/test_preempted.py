@@ -38,6 +38,9 @@ class Client:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def set_flow_run_state(self, run: object, state: Any, force: bool) -> None:
+        self.state = state
+
     def read_flow_run(self, run: object) -> SimpleNamespace:
         return SimpleNamespace(state=self.state)
 
@@ -77,10 +80,11 @@ def test_what_is_wrong_is_not_tried_again(proposed: list[Any]) -> None:
 
 
 def test_a_cancelled_run_stays_cancelled(proposed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preempted, "get_client", lambda sync_client: Client(Cancelling()))
-    with pytest.raises(InterruptedRun), preempted.goes_on():
+    client = Client(Cancelling())
+    monkeypatch.setattr(preempted, "get_client", lambda sync_client: client)
+    with pytest.raises(Abort), preempted.goes_on():
         raise InterruptedRun("stopped")
-    assert not proposed
+    assert not proposed and client.state.is_cancelled()
 
 
 @pytest.mark.parametrize(("count", "deployment"), [(preempted.MOST, "a deployment"), (1, None)])

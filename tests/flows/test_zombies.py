@@ -93,6 +93,5 @@ def test_after_a_power_cut_the_server_notices_and_the_next_worker_goes_on(house:
 
 
 def test_a_promotion_is_told(house: House) -> None:
-    house.maskmill("promote", "tiny/1", "--force", "--reason", "it is the first")
-    said = heard(house, "champion of tiny is version 1")
-    assert "it is the first" in said or "forced" in said
+    house.maskmill("promote", "tiny/2", "--force", "--reason", "its letters are nicer")
+    assert "its letters are nicer" in heard(house, "champion of tiny is version 2")
