@@ -98,13 +98,15 @@ def test_a_run_outlives_its_server_which_hears_of_it_later(tmp_path: Path, monke
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     port = ui.free_port(0)
     server = ui.start_prefect(tmp_path, port).wait()
-    (tmp_path / "a.txt").write_text("the cat sat on the mats and the dog on the other ones. " * 400)
+    (tmp_path / "texts").mkdir()
+    for number in range(60):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"cat {number} sat on the mats, the dog on others. " * 8)
     variables = os.environ | {"MASKMILL_HOME": str(tmp_path / "home"), "PREFECT_API_URL": f"{server.address}/api"}
     settings = ["--set", "pretrain.steps=600", "--set", "pretrain.checkpoint_every=20"]
-    words = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(tmp_path / "a.txt"), *settings]
+    words = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(tmp_path / "texts"), *settings]
     with subprocess.Popen(words, cwd=ROOT, env=variables, text=True, stderr=subprocess.PIPE) as run:
         while not list((tmp_path / "home").glob("store/pretrain/.*.partial/.scratch/checkpoints/*")):
-            assert run.poll() is None
+            assert run.poll() is None, run.communicate()[1]
             time.sleep(0.1)
         os.killpg(server.process.pid, signal.SIGKILL)
         _, said = run.communicate(timeout=300)
