@@ -22,9 +22,9 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 
 from flows import environment, ledger, plan, summary, ui
 from flows.recipes import Recipe
-from tasks import artifacts, registry, versions
+from tasks import artifacts, registry, remote_store, versions
 from tasks.artifacts import Manifest, Store
-from tasks.errors import InterruptedRun, UsageError, without_secrets
+from tasks.errors import InterruptedRun, UnreachableError, UsageError, without_secrets
 from tasks.progress import Bar, clock, say, watched
 from tasks.tracking import StageRun, Tracker
 
@@ -76,6 +76,8 @@ class Chain:
         """The run that this one is forked from."""
         if self.fork:
             recorder.needs(self.fork.digest)
+            if not self.fork.folder.exists():
+                store.with_digest(self.fork.stage, self.fork.digest)  # the remote has it
             self.fork = plan.refuse(recipe, store)  # from here on `maskmill gc` knows that it is needed; is it there?
         self.rival: Manifest | None = None
         self.stage_run: StageRun | None = None
@@ -127,12 +129,14 @@ class Chain:
         part = next(one for one in self.parts.values() if (one.stage, one.config) == (stage, config))
         digests = {name: manifest.digest for name, manifest in self.manifests.items()}
         rival = self.rival.digest if self.rival else None
-        identity = plan.identity_of(part, digests, self.store, rival, self.fork)
-        verdict = plan.judge(part, identity, self.store)
+        try:
+            identity = plan.identity_of(part, digests, self.store, rival, self.fork)
+            verdict, inputs = plan.judge(part, identity, self.store), list(identity.inputs.values())
+        except UnreachableError as error:  # the stage meets it, too; there Prefect tries again
+            verdict, inputs = plan.Verdict(part.name, "run", str(error)), []
         if verdict.action != "reuse":
             say(f"{part.name:<10}  {verdict.action}: {verdict.why}")
-        inputs = list(identity.inputs.values())
-        self.recorder.stage(part.name, "running", why=verdict.why, key=identity.key, inputs=inputs)
+        self.recorder.stage(part.name, "running", why=verdict.why, key=verdict.key or "", inputs=inputs)
         started, page, self._name = time.monotonic(), Page(part.name), part.name
         with self.tracker.stage(part.name, asdict(config)) as self.stage_run:
             try:
@@ -148,7 +152,8 @@ class Chain:
         self.tracker.made(part.name, page.manifest)
         if stage == "evaluate":
             self.tracker.metrics(page.manifest.facts["metrics"])
-        self._done(part.name, page.manifest, "reused" if page.reused else "made", time.monotonic() - started)
+        state = plan.outcome(self.store, page.manifest, page.reused)
+        self._done(part.name, page.manifest, state, time.monotonic() - started)
         for name, what in (("card.html", "card"), ("report.html", "report")):
             if name in page.manifest.files:
                 say(f"{part.name:<10}  its {what}: {page.manifest.path(name)}")
@@ -159,7 +164,7 @@ class Chain:
 
     def _done(self, name: str, manifest: Manifest, state: str, seconds: float) -> None:
         self.manifests[name] = manifest
-        self.recorder.stage(name, state, seconds=round(seconds, 3), digest=manifest.digest)
+        self.recorder.stage(name, state, seconds=round(seconds, 3), key=manifest.key, digest=manifest.digest)
         say(f"{name:<10}  {state} in {seconds:.1f} s: {summary.what(manifest)}")
         entry = self.recorder.entry.stages[name]
         with mirrored(self._once):
@@ -270,7 +275,8 @@ def opened(recipe: Recipe, command: str, force_from: str | None, wait: float) ->
     home = environment.home()
     versions.check_access(home)
     environment.reach_hub(recipe.reaches_hub)
-    store = Store(environment.store_root(home), wait, plan.forced_stages(force_from))
+    remote = remote_store.at(environment.remote(recipe.remote))
+    store = Store(environment.store_root(home), wait, plan.forced_stages(force_from), remote)
     flow_run, name = str(runtime.flow_run.id or ""), str(runtime.flow_run.name or recipe.name)
     settings = artifacts.digest_of([json.dumps(recipe.settings, default=str, sort_keys=True), force_from or ""])
     before = ledger.stopped(home, settings)

@@ -115,7 +115,8 @@ def _run(
 
     home = terminal.home()
     mill = recipes.load(recipe, source, set_)
-    plan.plan(mill, terminal.store(home, from_))  # a source that is missing shall not wait for a server
+    store = terminal.store(home, from_, remote=mill.remote)
+    plan.plan(mill, store)  # a source that is missing shall not wait for a server
     environment.check_mlflow()
     with ui.prefect_api(home):
         from flows import mlm, summary
@@ -175,7 +176,7 @@ def plan(
 
     home = terminal.home()
     mill = recipes.load(recipe, source, set_)
-    verdicts = plan.plan(mill, terminal.store(home, from_), home)
+    verdicts = plan.plan(mill, terminal.store(home, from_, remote=mill.remote), home)
     terminal.as_json(plan.page(verdicts)) if as_json else plan.show(mill, verdicts)
 
 
@@ -200,7 +201,7 @@ def profile(
     home = terminal.home()
     mill = recipes.load(recipe, source, set_)
     environment.reach_hub(mill.reaches_hub)
-    found = speed.profile(mill, terminal.store(home, wait=wait), steps)
+    found = speed.profile(mill, terminal.store(home, wait=wait, remote=mill.remote), steps)
     terminal.as_json(found) if as_json else speed.show(found)
 
 

@@ -32,6 +32,11 @@ def store_root(home: Path) -> Path:
     return home / "store"
 
 
+def remote(given: str = "") -> str:
+    """The URL of what machines share: that of a recipe, or MASKMILL_REMOTE; "" where there is none."""
+    return given or os.environ.get("MASKMILL_REMOTE", "")
+
+
 def settle(home: Path) -> None:
     """Sets every variable that the user has not set."""
     settings = {

@@ -17,6 +17,8 @@ SHORT = 12
 def find(fork: str, store: Store) -> Manifest | None:
     """The artifact; None where a recipe's run is not forked (""). Its facts["stable"] has an entry per checkpoint.
 
+    Where only the remote has it, its folder is not there yet: a run fetches it.
+
     Raises UsageError naming what exists, where there is no such artifact, more than one, or no such checkpoint in it.
     """
     if not fork:
@@ -41,6 +43,11 @@ def _with_key(key: str, store: Store) -> Manifest:
     found = [folder for folder in folders if folder.name.startswith(key.lower())]
     if len(found) == 1:
         return _in_folder(found[0])
+    shared = store.remote.of_stage(pretrain.STAGE, store.root) if store.remote and not found else ()
+    elsewhere = [offer.manifest for offer in shared if offer.manifest.key.startswith(key.lower())]
+    if len(elsewhere) == 1:
+        return elsewhere[0]
+    found += [manifest.folder for manifest in elsewhere]
     if found:
         raise UsageError(f"pretrain.fork: {len(found)} keys begin with {key!r}: {_listed(found)}; give more digits.")
     there = f"there are {_listed(folders)}" if folders else "there are none yet"

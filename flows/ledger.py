@@ -19,6 +19,8 @@ from tasks.artifacts import write_atomic
 from tasks.errors import InterruptedRun, MaskmillError
 
 STAGES = ("corpus", "vocabulary", "shards", "pretrain", "evaluate", "register")
+DONE = ("reused", "fetched", "made")
+"""States of a stage that ended well."""
 GOES_ON_DAYS = 14
 """After so many days what a stopped run left is removed (maskmill gc), and a new one begins."""
 
@@ -39,7 +41,7 @@ class Entry:
     exit_code: int | None = None
     error: str = ""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Stage -> state (running, reused, made, failed, interrupted, crashed), seconds, why, key, digest, inputs."""
+    """Stage -> state (running, one of DONE, failed, interrupted, crashed), seconds, why, key, digest, inputs."""
     flow_run_id: str = ""
     flow_run_name: str = ""
     needs: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Entry:
     @property
     def stage(self) -> str:
         """The stage that did not end well, or that is running; "" otherwise."""
-        return next((name for name, it in self.stages.items() if it["state"] not in ("reused", "made")), "")
+        return next((name for name, it in self.stages.items() if it["state"] not in DONE), "")
 
 
 class Recorder:
@@ -157,6 +159,11 @@ def digests(home: Path) -> dict[str, str]:
             if stage.get("digest") and stage.get("key"):
                 found.setdefault(stage["key"], set()).add(stage["digest"])
     return {key: next(iter(digests)) for key, digests in found.items() if len(digests) == 1}
+
+
+def inputs(home: Path, stage: str) -> list[set[str]]:
+    """Of each run the digests of what went into a stage."""
+    return [set(entry.stages[stage].get("inputs", ())) for entry in read(home) if stage in entry.stages]
 
 
 def _held(path: Path) -> bool:

@@ -29,7 +29,7 @@ Forced: TypeAlias = Literal["nothing", "corpus", "vocabulary", "shards", "pretra
 
 
 def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
-    """A stage as a Prefect task that ends in its manifest, or in the state Reused that carries it.
+    """A stage as a Prefect task that ends in its manifest, or in the state Reused or Fetched that carries it.
 
     Prefect keeps no result and no cache: there is one opinion about what is fresh, the store's.
     """
@@ -38,7 +38,11 @@ def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
     @task(name=name, cache_policy=NO_CACHE, persist_result=False, **faults.RETRIES)
     def make(*arguments: Any, **named: Any) -> Any:
         manifest, reused = run(*arguments, **named)
-        return Completed(name="Reused", message=f"{manifest.key} is up to date", data=manifest) if reused else manifest
+        if not reused:
+            return manifest
+        fetched = manifest.key in arguments[-1].fetched
+        how = "came from the remote" if fetched else "is up to date"
+        return Completed(name="Fetched" if fetched else "Reused", message=f"{manifest.key} {how}", data=manifest)
 
     def call(mill: chain.Chain, config: Any, *inputs: Any, **named: Any) -> Manifest:
         with mill.stage(name, config) as page:
@@ -46,7 +50,7 @@ def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
             named_so = make.with_options(task_run_name=page.name, **faults.limit(minutes))
             state = named_so(config, *inputs, mill.store, **named, return_state=True)
             faults.refuse_late(state, name, minutes)
-            page.manifest, page.reused = state.result(), state.name == "Reused"
+            page.manifest, page.reused = state.result(), state.name in ("Reused", "Fetched")
         return page.manifest
 
     return call
@@ -113,7 +117,7 @@ def data(
     settings = recipes.load(recipe, source, set)
     first = None if force_from == "nothing" else force_from
     command = recipes.command(recipe, source, set, first, verb="data")
-    with chain.opened(settings, command, first, wait) as mill:
+    with preempted.goes_on(), chain.opened(settings, command, first, wait) as mill:
         prepare(mill, settings)
         return mill.finished()
 
@@ -135,7 +139,7 @@ def examine(
     """
     settings = recipes.load(recipe, source, set)
     command = recipes.command(recipe, source, set, verb="examine")
-    with chain.opened(settings, command, None, wait) as mill:
+    with preempted.goes_on(), chain.opened(settings, command, None, wait) as mill:
         weights, words = mill.registered()
         with runners.pool(settings.runner) as pool:
             documents = ingest(mill, settings.corpus, pool=pool)

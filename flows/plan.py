@@ -7,7 +7,7 @@ that comes after one that has to be made. Both get the identity from the stage's
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,7 +74,7 @@ class Verdict:
     stage: str
     """Name of the part."""
     action: str
-    """reuse, resume or run."""
+    """reuse, fetch, resume or run."""
     why: str
     key: str | None = None
     """Name of the artifact's folder, where its inputs are known."""
@@ -133,9 +133,7 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
         if missing:
             verdict = Verdict(part.name, "run", _waits_for(missing, store))
         elif part.stage == evaluate.STAGE:
-            rivals = _rivals(digests, store)
-            found = [judge(part, identity_of(part, digests, store, rival), store) for rival in rivals]
-            verdict = next((one for one in found if one.action == "reuse"), found[0])
+            verdict = _judge_report(part, digests, store, home)
         else:
             verdict = judge(part, identity_of(part, digests, store, fork=fork), store)
         if part.stage == registry.STAGE and verdict.action == "reuse" and home and not _is_registered(verdict, home):
@@ -175,15 +173,20 @@ def _check_inputs(
     part: Part, whole: Mapping[str, Part], verdicts: list[Verdict], store: Store, fork: Manifest | None
 ) -> None:
     """Raises UsageError where training would refuse those of its inputs that are there already."""
-    found = {one.stage: one.key for one in verdicts if one.action == "reuse"}
-    there = {
-        name: artifacts.load(store.root / whole[name].stage / str(found[name])) for name in part.inputs if name in found
-    }
+    found = {one.stage: one for one in verdicts if one.action in ("reuse", "fetch")}
+    there = {name: _manifest(whole[name].stage, found[name], store) for name in part.inputs if name in found}
     if len(there) == len(part.inputs):
         words, rows, *shorter = there.values()
         pretrain.check(part.config, words, rows, shorter, fork)
     elif fork and vocabulary.STAGE in there:
         artifacts.check_parent(pretrain.STAGE, fork, there[vocabulary.STAGE])
+
+
+def _manifest(stage: str, verdict: Verdict, store: Store) -> Manifest:
+    """Of what is here, or in the remote."""
+    if verdict.action == "fetch" and store.remote:
+        return store.remote.offers[str(verdict.key)].manifest
+    return artifacts.load(store.root / stage / str(verdict.key))
 
 
 def judge(part: Part, identity: Identity, store: Store) -> Verdict:
@@ -194,12 +197,21 @@ def judge(part: Part, identity: Identity, store: Store) -> Verdict:
         return Verdict(name, "reuse", "up to date", key, manifest.digest)
     if part.stage in store.forced:
         return Verdict(name, "run", "forced by --from", key, _digest(store.folder(identity)))
+    if offer := store.offer(identity):
+        damaged = f"damaged: {why}; " if store.folder(identity).exists() else ""
+        said = f"{damaged}in the remote {store.remote}, {offer.manifest.bytes / 1e6:,.1f} MB"
+        return Verdict(name, "fetch", said, key, offer.manifest.digest)
     if store.folder(identity).exists():
         # The same identity gives the same bytes, so what follows may still be good.
         return Verdict(name, "run", f"damaged: {why}", key, _digest(store.folder(identity)))
     if _unfinished(store.partial(identity)):
         return Verdict(name, "resume", "an interrupted run left finished work", key)
     return Verdict(name, "run", _difference(identity, store, part.others), key)
+
+
+def outcome(store: Store, manifest: Manifest, found: bool) -> str:
+    """What was done with a part; found: it was not made."""
+    return "made" if not found else "fetched" if manifest.key in store.fetched else "reused"
 
 
 def _waits_for(missing: list[Part], store: Store) -> str:
@@ -209,18 +221,40 @@ def _waits_for(missing: list[Part], store: Store) -> str:
     return f"its input {' and '.join(part.name for part in missing)} {be} {'made again' if made else 'not made yet'}"
 
 
-def _rivals(digests: Mapping[str, str], store: Store) -> list[str | None]:
-    """Champions that these weights may be compared with. The registry knows for sure, but asking it takes seconds.
+def _judge_report(part: Part, digests: Mapping[str, str], store: Store, home: Path | None) -> Verdict:
+    """That of evaluate, whose inputs may include a champion. The registry knows which, but asking it takes seconds.
 
-    What was compared once stays compared with the same rival, so the reports that are there tell.
+    What was compared once stays compared with the same rival, so the reports that are there tell, and the ledger.
     """
-    rivals: list[str | None] = [None]
+    own = {digests[name] for name in part.inputs}
+    given = ledger.inputs(home, part.stage) if home else ()
+    told = {rival for inputs in given if own < inputs for rival in inputs - own}
+    rivals = dict.fromkeys([*_rivals(digests, store), *sorted(told)])
+    found = [judge(part, identity_of(part, digests, store, rival), store) for rival in (*rivals, None)]
+    if store.remote and part.stage not in store.forced and not any(one.action in ("reuse", "fetch") for one in found):
+        there = [offer.manifest for offer in store.remote.of_stage(part.stage, store.root)]
+        found += [judge(part, identity_of(part, digests, store, one), store) for one in _compared(there, digests)]
+    order = {"reuse": 0, "fetch": 1, "resume": 2}
+    return min(found, key=lambda one: order.get(one.action, 3))
+
+
+def _rivals(digests: Mapping[str, str], store: Store) -> list[str]:
+    """Champions that these weights were compared with here."""
+    reports = []
     for folder in store.folders(evaluate.STAGE):
         with suppress(DataError):
-            inputs = dict(artifacts.load(folder).identity.inputs)
-            rival = inputs.pop("champion", None)
-            if rival and all(digests[name] == digest for name, digest in inputs.items()):
-                rivals.append(rival)
+            reports.append(artifacts.load(folder))
+    return _compared(reports, digests)
+
+
+def _compared(reports: Iterable[Manifest], digests: Mapping[str, str]) -> list[str]:
+    """The champions of those reports that are about these weights."""
+    rivals = []
+    for report in reports:
+        inputs = dict(report.identity.inputs)
+        rival = inputs.pop("champion", None)
+        if rival and all(digests.get(name) == digest for name, digest in inputs.items()):
+            rivals.append(rival)
     return rivals
 
 
@@ -334,10 +368,11 @@ def show(recipe: Recipe, verdicts: list[Verdict]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     for column in ("stage", "", "why"):
         table.add_column(column, overflow="fold")
-    colour = {"reuse": "green", "resume": "yellow", "run": "cyan"}
+    colour = {"reuse": "green", "fetch": "blue", "resume": "yellow", "run": "cyan"}
     for verdict in verdicts:
         table.add_row(verdict.stage, f"[{colour[verdict.action]}]{verdict.action}[/]", verdict.why.replace("[", "\\["))
     console = Console()
     console.print(table)
-    reused = sum(verdict.action == "reuse" for verdict in verdicts)
-    console.print(f"\n{recipe.name}: {reused} of {len(verdicts)} stages are up to date.", highlight=False)
+    reused, fetched = (sum(verdict.action == action for verdict in verdicts) for action in ("reuse", "fetch"))
+    there = f", {fetched} in the remote" if fetched else ""
+    console.print(f"\n{recipe.name}: {reused} of {len(verdicts)} stages are up to date{there}.", highlight=False)

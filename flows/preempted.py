@@ -1,7 +1,8 @@
-"""A run of a deployment whose training was preempted goes back into the queue, and a worker goes on with it.
+"""A run of a deployment that was preempted goes back into the queue, and a worker goes on with it.
 
 The training ends with status 75 at a step boundary, its checkpoint safe; the run's state becomes AwaitingRetry, the one
-that the Retry button sets, after a pause. Bad data, a full disk, a loss that is not finite are no reason to try again.
+that the Retry button sets, after a pause. So does one that a network cost, after longer and longer pauses and a few
+times only. Bad data, a full disk, a loss that is not finite are no reason to try again.
 A run on the command line has no worker that would take it up: it ends with status 75, and its user runs it again.
 """
 
@@ -17,8 +18,9 @@ from prefect.exceptions import Abort
 from prefect.states import AwaitingRetry, Cancelled
 from prefect.utilities.engine import propose_state_sync
 
+from flows import faults
 from flows.doctor import MOST
-from tasks.errors import InterruptedRun
+from tasks.errors import InterruptedRun, MaskmillError, UnreachableError
 from tasks.progress import say
 
 PAUSE = 30.0
@@ -28,21 +30,21 @@ is down."""
 
 @contextmanager
 def goes_on() -> Iterator[None]:
-    """An InterruptedRun in the block reschedules the flow run, where it belongs to a deployment; or it was cancelled.
+    """What interrupts the block, or a server that is away, reschedules the flow run, where it belongs to a deployment.
 
     Raises Abort then: Prefect's engine leaves the state as it is and the process ends with 0. The interruption of the
     last of MOST attempts is raised as it is.
     """
     try:
         yield
-    except InterruptedRun as error:
+    except (InterruptedRun, UnreachableError) as error:
         run = runtime.flow_run.id
         if not run or not runtime.deployment.id or not _is_settled(UUID(str(run)), error):
             raise
         raise Abort(str(error)) from error
 
 
-def _is_settled(run: UUID, error: InterruptedRun) -> bool:
+def _is_settled(run: UUID, error: MaskmillError) -> bool:
     try:
         return _settle(run, error)
     except Exception as trouble:  # the server is away: the run will be found to have crashed, and taken up then
@@ -50,10 +52,13 @@ def _is_settled(run: UUID, error: InterruptedRun) -> bool:
         return False
 
 
-def _settle(run: UUID, error: InterruptedRun) -> bool:
+def _settle(run: UUID, error: MaskmillError) -> bool:
     """Does the server agree that the run is tried again, or that it is cancelled?"""
     attempts = runtime.flow_run.run_count
-    at = datetime.now(UTC) + timedelta(seconds=PAUSE)
+    most, pause = MOST, PAUSE
+    if isinstance(error, UnreachableError):
+        most, pause = faults.TIMES, 4 * faults.FIRST * 2.0**attempts
+    at = datetime.now(UTC) + timedelta(seconds=pause)
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(run).state
         if now is not None and now.is_cancelling():  # its worker says so, too, where it has one
@@ -61,11 +66,11 @@ def _settle(run: UUID, error: InterruptedRun) -> bool:
             return True
         if now is not None and now.is_final():
             return False
-        if attempts >= MOST:
+        if attempts >= most:
             say(f"This was attempt {attempts} of the run, the last one; it is not rescheduled.")
             return False
-        state: State[Any] = AwaitingRetry(scheduled_time=at, message=f"Attempt {attempts} was interrupted: {error}")
+        state: State[Any] = AwaitingRetry(scheduled_time=at, message=f"Attempt {attempts}: {error}")
         accepted = propose_state_sync(client, state, flow_run_id=run)
     if accepted.is_scheduled():
-        say(f"Interrupted; a worker goes on with this run in {PAUSE:.0f} s.")
+        say(f"A worker goes on with this run in {pause:.0f} s.")
     return accepted.is_scheduled()

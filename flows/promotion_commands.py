@@ -38,7 +38,7 @@ def promote(
     from tasks import promotion
 
     home = _registry()
-    found = promotion.promote(version, home, force, reason, again(terminal.store(home)))
+    found = promotion.promote(version, home, force, reason, again(terminal.store(home, remote="")))
     if found.promoted:
         notices.tell(home, notices.PROMOTED, found)
     terminal.as_json(found.as_json()) if as_json else show(found)

@@ -21,10 +21,11 @@ from flows import recipe_file, runners
 from flows.environment import CHECKOUT
 from flows.recipe_words import SOURCES, Path_, expected, no_values, shown, unknown, whole
 from tasks.corpus import CorpusConfig
-from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries
+from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries, without_secrets
 from tasks.evaluate_config import FILES, SETS, EvaluateConfig
 from tasks.pretrain import PretrainConfig
 from tasks.registry import RegisterConfig
+from tasks.remote_store import check_address
 from tasks.shards import ShardsConfig
 from tasks.sizes import DIMENSIONS
 from tasks.vocabulary import VocabularyConfig
@@ -65,8 +66,13 @@ class Recipe:
     """Who reads the corpus and makes shards: processes of this machine, or workers of dask or ray; same result."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     """After so long a stage is stopped; what is finished of it is kept."""
+    remote: str = ""
+    """A folder that machines share, such as s3://bucket/folder: artifacts are fetched from it and pushed to it. Without
+    one, that of the machine (MASKMILL_REMOTE), if any."""
 
     def __post_init__(self) -> None:
+        if self.remote:
+            check_address(self.remote)
         self.pretrain.check(self.shards.length)
         _ = self.shorter  # they are refused now, not after the corpus
 
@@ -80,8 +86,8 @@ class Recipe:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is to be made. Who makes it and how long it may take are no part of that: they can change on the way."""
-        of_run = ("runner", "timeouts")
+        """What is to be made. Who makes it, how long it may take and where it travels can change on the way."""
+        of_run = ("runner", "timeouts", "remote")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in of_run}
 
     @property
@@ -301,7 +307,7 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
             raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {expected(first)}.") from None
     except MaskmillError as error:
-        raise UsageError(f"{origin((), str(error))}: {error}") from None
+        raise UsageError(f"{without_secrets(origin((), str(error)))}: {error}") from None
     for key, value in leaves(data):
         if isinstance(value, bool) and not isinstance(_at(recipe, key), bool):  # pydantic would read `yes` as 1
             raise UsageError(f"{origin(key)}: {'.'.join(key)}: a number or a text is expected, not {shown(value)}.")

@@ -68,7 +68,7 @@ def _make(part: plan.Part, made: Mapping[str, Manifest], store: Store) -> Manife
         say(f"{part.name:<10}  {verdict.action}: {verdict.why}")
     began = time.monotonic()
     manifest, reused = RUNS[part.stage](part.config, *(made[name] for name in part.inputs), store)
-    state = "reused" if reused else "made"
+    state = plan.outcome(store, manifest, reused)
     say(f"{part.name:<10}  {state} in {time.monotonic() - began:.1f} s: {summary.what(manifest)}")
     return manifest
 

@@ -144,7 +144,8 @@ def gc(
 ) -> None:
     """Show what of the store no registered version, running flow or recent run needs; remove it with --delete.
 
-    Whatever a version was made from stays, over any number of steps. Where MLflow cannot be asked, nothing goes.
+    Whatever a version was made from stays, over any number of steps. Where MLflow cannot be asked, nothing goes. What
+    machines share (a recipe's remote) is never touched.
 
     Example: maskmill gc --keep-days 30 --delete
     """

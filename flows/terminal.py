@@ -120,13 +120,16 @@ def home() -> Path:
     return folder
 
 
-def store(folder: Path, first: str | None = None, wait: float = 600.0) -> Any:
+def store(folder: Path, first: str | None = None, wait: float = 600.0, remote: str | None = None) -> Any:
+    """The store of a home. remote: a recipe's, or "" for that of the machine; None: what is here only."""
     from flows.plan import INPUTS, forced_stages
+    from tasks import remote_store
     from tasks.artifacts import Store
 
     if first and first not in INPUTS:
         raise UsageError(f"There is no stage {first!r}; the stages are {', '.join(INPUTS)}.")
-    return Store(environment.store_root(folder), wait, forced_stages(first))
+    shared = None if remote is None else remote_store.at(environment.remote(remote))
+    return Store(environment.store_root(folder), wait, forced_stages(first), shared)
 
 
 def as_json(value: Any) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import digest_of, file_digest
 from .errors import DataError, UsageError
+from .hub import words
 from .progress import say
+from .remotes import failed
 from .special_tokens import SPECIAL_IDS, named_token, set_template
 from .spellings import byte_alphabet, components, has_metaspace, is_byte_level
 
@@ -71,7 +73,7 @@ class Adopted:
 
 
 def find(address: str) -> Found:
-    """The files of a tokenizer. Raises UsageError where there is none, or the hub cannot be reached."""
+    """The files of a tokenizer. Raises UsageError where there is none, UnreachableError where the hub is away."""
     path = Path(address.removeprefix("hf:")).expanduser()
     if address.startswith("hf:") and not path.exists():
         return _of_hub(address)
@@ -110,28 +112,28 @@ def _of_hub(address: str) -> Found:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     name, _, asked = address.removeprefix("hf:").partition("@")
-    said, revision = "", asked or None
+    trouble: Exception | None = None
+    revision = asked or None
     try:
         revision = str(HfApi().model_info(name, revision=revision, timeout=20).sha)
     except Exception as error:  # the hub's client raises its own, httpx's and urllib's errors
-        said = (str(error).strip() or type(error).__name__).split("\n", 1)[0][:160]
+        trouble = error
     files: dict[str, Path] = {}
     try:
         for file in (TOKENIZER, *SETTINGS):
             try:
-                files[file] = Path(hf_hub_download(name, file, revision=revision, local_files_only=bool(said)))
+                files[file] = Path(hf_hub_download(name, file, revision=revision, local_files_only=trouble is not None))
             except EntryNotFoundError as error:
-                lost = isinstance(error, LocalEntryNotFoundError) and not said  # between two files
+                lost = isinstance(error, LocalEntryNotFoundError) and not trouble  # between two files
                 if file == TOKENIZER or lost:
                     raise
             revision = files[TOKENIZER].parent.name  # …/snapshots/<commit>/tokenizer.json
     except Exception as error:
-        said = said or (str(error).strip() or type(error).__name__).split("\n", 1)[0][:160]
-        raise UsageError(
-            f"vocabulary.tokenizer: {address} is no folder here, and the hub gives no {TOKENIZER} of it ({said})."
-        ) from None
-    if said:
-        say(f"vocabulary: the hub cannot be asked for {name} ({said}); taken from the cache, at {revision}")
+        first = trouble or error
+        said = f"is no folder here, and the hub gives no {TOKENIZER} of it ({words(first)})."
+        raise failed(first, f"vocabulary.tokenizer: {address} {said}") from None
+    if trouble:
+        say(f"vocabulary: the hub cannot be asked for {name} ({words(trouble)}); taken from the cache, at {revision}")
     return Found(f"hf:{name}@{revision}", files, _digest(files))
 
 

@@ -8,6 +8,9 @@ A folder with a manifest is complete; one without does not exist. What is being 
 `.<key>.partial`, which survives a kill, so that the next run goes on from its finished units (`.scratch`).
 Publishing is: write, fsync every file, manifest last, fsync, rename, fsync the parent. None of torch.save, pyarrow and
 safetensors calls fsync, so the protocol is ours.
+
+A store may have a remote (remote_store.py), which machines share: what is not here, but there, is fetched instead of
+made, and what is made, or only here, is pushed. What is here and whole is used as it is.
 """
 
 import errno
@@ -18,11 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, DiskFullError, HeldError, MemoryExhausted
+from .errors import DataError, DiskFullError, HeldError, MemoryExhausted, UnreachableError
 from .manifests import (
     DAMAGED,
     MANIFEST,
@@ -46,9 +48,13 @@ from .manifests import (
     sealed,
     size_of,
     verify,
+    versions_of,
     write_atomic,
 )
 from .progress import say
+
+if TYPE_CHECKING:
+    from .remote_store import Offer, Remote
 
 __all__ = [
     "MANIFEST",
@@ -74,6 +80,8 @@ __all__ = [
 ]
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STAYS = {"register"}
+"""Stages whose artifacts do not go to a remote: copied together in seconds from what does, and MLflow keeps them."""
 
 
 # Units: what a killed stage does not have to make again.
@@ -138,17 +146,27 @@ class Built:
 
 
 class Store:
-    """A local folder of artifacts."""
+    """A local folder of artifacts, and what it shares with other machines."""
 
-    def __init__(self, root: Path, wait: float = 600.0, forced: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        wait: float = 600.0,
+        forced: frozenset[str] = frozenset(),
+        remote: "Remote | None" = None,
+    ) -> None:
         """
         root    created when something is made
         wait    seconds to wait for another run that makes the same artifact
         forced  names of stages that are made again although they are there (`--from`)
+        remote  where artifacts are fetched from and pushed to
         """
         self.root = root
         self.wait = wait
         self.forced = forced
+        self.remote = remote
+        self.fetched: set[str] = set()
+        """Keys of the artifacts that came from the remote."""
 
     def folder(self, identity: Identity) -> Path:
         return self.root / identity.stage / identity.key
@@ -157,18 +175,38 @@ class Store:
         """Where an unfinished artifact lies."""
         return self.root / identity.stage / f".{identity.key}.partial"
 
+    def arriving(self, identity: Identity) -> Path:
+        """Where one lies that is being fetched; unfinished work stays beside it until it is here."""
+        return self.root / identity.stage / f".{identity.key}.fetch"
+
     def folders(self, stage: str) -> list[Path]:
         """Folders of the stage's artifacts, oldest first."""
         folders = [path for path in (self.root / stage).glob("[!.]*") if path.is_dir()]
         return sorted(folders, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     def with_digest(self, stage: str, digest: str) -> Manifest | None:
-        """The stage's artifact whose manifest has that digest; None where it is not there (any more), or damaged."""
+        """The stage's artifact whose manifest has that digest; None where it is not there (any more), or damaged.
+
+        Raises UnreachableError where only the remote might have it, and does not answer.
+        """
         for folder in self.folders(stage) if digest else ():
             with suppress(DataError):
                 if (manifest := load(folder)).digest == digest:
                     return manifest
+        there = self.remote.of_stage(stage, self.root) if self.remote and digest and stage not in STAYS else ()
+        for offer in (one for one in there if one.manifest.digest == digest):
+            with _explained(self.root), self._lock(offer.manifest.identity):
+                try:
+                    return None if self.folder(offer.manifest.identity).exists() else self._take(offer)
+                except DataError as error:
+                    say(f"{error}")
         return None
+
+    def offer(self, identity: Identity) -> "Offer | None":
+        """What the remote has under that identity; None where there is no remote."""
+        if self.remote is None or identity.stage in STAYS:
+            return None
+        return self.remote.offer(identity, self.folder(identity))
 
     def inspect(self, identity: Identity) -> tuple[Manifest | None, str]:
         """The artifact, and in one line why it is not there when it is not."""
@@ -192,20 +230,29 @@ class Store:
     def make(
         self, identity: Identity, build: Callable[[Workspace], Built], libraries: Sequence[str] = ()
     ) -> tuple[Manifest, bool]:
-        """Finds the artifact (second value True), or builds and publishes it under its lock.
+        """Finds the artifact here or in the remote (second value True), or builds and publishes it under its lock.
 
-        Raises HeldError when another run holds the lock for longer than `wait`, DiskFullError, MemoryExhausted,
-        and whatever build raises; the partial folder stays for the next run.
+        Raises HeldError when another run holds the lock for longer than `wait`, UnreachableError when the remote has it
+        and stops answering, DiskFullError, MemoryExhausted, and whatever build raises; the partial folder stays for the
+        next run.
         """
         forced = identity.stage in self.forced
         found = None if forced else self.find(identity)
         if found:
             self._sweep(identity)
+            self._share(found)
             return found, True
         with _explained(self.root), self._lock(identity) as lock_fd:
             manifest, why = self.inspect(identity)  # once more: another run may have made it while we waited
             if manifest and not forced:
                 return manifest, True
+            offer, mend = None if forced else self.offer(identity), forced
+            if offer:
+                try:
+                    return self._take(offer), True
+                except DataError as error:
+                    mend = True
+                    say(f"{error} {identity.stage} is made here, and pushed again.")
             if self.folder(identity).exists() and not forced:
                 say(f"{identity.stage} is made again: {why}")
             self._prepare(identity, fresh=forced)
@@ -214,8 +261,32 @@ class Store:
                 started = time.monotonic()
                 built = build(Workspace(partial, lock_fd))
                 _seal(identity, partial, built, libraries, time.monotonic() - started)
-            self._publish(identity)
-            return load(self.folder(identity)), False
+            self._publish(identity, partial)
+            return self._share(load(self.folder(identity)), mend, made=True), False
+
+    def _take(self, offer: "Offer") -> Manifest:
+        """Fetches an artifact into its place. The caller has its lock. Raises DataError, UnreachableError."""
+        assert self.remote
+        identity = offer.manifest.identity
+        self.remote.pull(offer, self.arriving(identity))
+        self._publish(identity, self.arriving(identity))
+        self.fetched.add(identity.key)
+        return load(self.folder(identity))
+
+    def _share(self, manifest: Manifest, anew: bool = False, made: bool = False) -> Manifest:
+        """Pushes an artifact that the remote lacks (anew: or seems to have). Returns the one to go on with.
+
+        made    just now, so nothing depends on it yet: one that another machine pushed first takes its place
+        """
+        if self.remote is None or manifest.stage in STAYS:
+            return manifest
+        first = self.remote.push(manifest, anew, made)
+        if first and made:
+            try:
+                return self._take(first)
+            except (DataError, UnreachableError) as error:
+                say(f"{error} The one made here stays.")
+        return manifest
 
     def _prepare(self, identity: Identity, fresh: bool) -> None:
         """The partial folder, with what a killed run finished (or empty), but none of its litter."""
@@ -231,17 +302,20 @@ class Store:
             if fresh:
                 begun.touch()
 
-    def _publish(self, identity: Identity) -> None:
-        folder, partial = self.folder(identity), self.partial(identity)
-        old = partial.with_name(f".{identity.key}.old")
-        scratch = partial.with_name(f".{identity.key}.old-scratch")
-        if (partial / SCRATCH).exists():
-            os.rename(partial / SCRATCH, scratch)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(partial, folder)
-        fsync(folder.parent)
+    def _publish(self, identity: Identity, ready: Path) -> None:
+        """Puts a sealed folder into its place; what was there, or was not finished, goes."""
+        folder = self.folder(identity)
         self._sweep(identity)
+        self._put_away(identity, ready / SCRATCH, folder)
+        os.rename(ready, folder)
+        fsync(folder.parent)
+        self._put_away(identity, self.partial(identity), self.arriving(identity))
+        self._sweep(identity)
+
+    def _put_away(self, identity: Identity, *paths: Path) -> None:
+        for path in paths:
+            if path.exists():
+                os.rename(path, self.root / identity.stage / f".{identity.key}.old-{path.name.strip('.')}")
 
     def _sweep(self, identity: Identity) -> None:
         """Removes what a publication left, also one that was killed just after its rename."""
@@ -320,13 +394,5 @@ def _seal(identity: Identity, partial: Path, built: Built, libraries: Sequence[s
     measured = sealed({"seconds": round(seconds, 3), **built.measured})
     write_atomic(partial / f"{MEASURED}.json", page(measured))
     body = body_of(identity, files, built.counts, built.facts)
-    whole = body | {"key": identity.key, "digest": digest_of(body), "libraries": _versions(libraries)}
+    whole = body | {"key": identity.key, "digest": digest_of(body), "libraries": versions_of(libraries)}
     write_atomic(partial / MANIFEST, page(sealed(whole)))
-
-
-def _versions(libraries: Sequence[str]) -> dict[str, str]:
-    versions = {}
-    for name in ("maskmill", *libraries):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions

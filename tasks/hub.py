@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from .errors import UsageError
+from .remotes import failed, without_secrets
 
 MARKS = (("dataset_info.json", "state.json"), ("dataset_dict.json",))
 """Files that tell a folder of `save_to_disk`."""
@@ -31,13 +32,21 @@ def saved(uri: str) -> tuple[Path, list[Path]]:
 
 
 def resolved(uri: str) -> tuple[str, str]:
-    """NAME[:CONFIG] of a dataset, and the revision that it has now."""
+    """NAME[:CONFIG] of a dataset, and the revision that it has now.
+
+    Raises UsageError where the hub has no such thing or may not be asked, UnreachableError where it does not answer.
+    """
     from huggingface_hub import HfApi
 
     address, _, revision = uri.removeprefix("hf:").partition("@")
     try:
         found = HfApi().dataset_info(address.partition(":")[0], revision=revision or None, timeout=30).sha
     except Exception as error:  # the hub's client raises its own, httpx's and urllib's errors
-        said = (str(error).strip() or type(error).__name__).split("\n", 1)[0][:160]
-        raise UsageError(f"The source {uri} is no folder here, and the hub does not give it ({said}).") from None
+        said = f"The source {uri} is no folder here, and the hub does not give it ({words(error)})."
+        raise failed(error, said) from None
     return address, str(found)
+
+
+def words(error: Exception) -> str:
+    """What the hub's client says, in short."""
+    return without_secrets((str(error).strip() or type(error).__name__).split("\n", 1)[0][:160])

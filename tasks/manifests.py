@@ -8,10 +8,11 @@ Parquet files load without an error and with other data: so every file's bytes a
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,14 +88,18 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises DataError naming the file.
     """
-    data = path.read_bytes()
+    return unsealed(path.read_bytes(), path)
+
+
+def unsealed(data: bytes, where: Path | str) -> dict[str, Any]:
+    """The same of bytes that lay there. Raises DataError naming the place."""
     try:
         value = json.loads(data)
         seal = value.pop("seal")
-    except (ValueError, KeyError, AttributeError, RecursionError):
-        raise DataError(f"{path} is damaged: not a sealed JSON object; run again to make it anew.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{where} is damaged: not a sealed JSON object; run again to make it anew.") from None
     if digest_of(value) != seal or page(value | {"seal": seal}) != data:
-        raise DataError(f"{path} is damaged: its bytes are not those that were sealed; run again to make it anew.")
+        raise DataError(f"{where} is damaged: its bytes are not those that were sealed; run again to make it anew.")
     return value
 
 
@@ -200,9 +205,26 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        value = read_sealed(path)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run the flow to make it.") from None
+    manifest = parsed(data, path, folder)
+    for name, entry in manifest.files.items():
+        size = size_of(folder / name)
+        if size != entry.bytes:
+            state = "missing" if size is None else f"{size} bytes instead of {entry.bytes}"
+            raise DataError(f"{folder / name} is damaged: {state}; run again to make it anew.")
+    return manifest
+
+
+def parsed(data: bytes, where: Path | str, folder: Path) -> Manifest:
+    """The manifest that these bytes are; its key and digest are derived again, its files are not looked at.
+
+    where       where the bytes lay, for messages
+    folder      where the files are, or will be
+    Raises DataError.
+    """
+    value = unsealed(data, where)
     try:
         identity = Identity(value["stage"], value["version"], value["config"], value["inputs"])
         files = {name: FileEntry(**entry) for name, entry in value["files"].items()}
@@ -213,15 +235,11 @@ def load(folder: Path) -> Manifest:
             body_of(identity, files, manifest.counts, manifest.facts)
         )
     except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} is damaged: it lacks a field of a manifest; run again to make it anew.") from None
+        raise DataError(f"{where} is damaged: it lacks a field of a manifest; run again to make it anew.") from None
     if not honest:
-        raise DataError(f"{path} is damaged: its key or digest does not follow from its contents; run again.")
-    for name, entry in files.items():
-        _check_inside(folder, name)
-        size = size_of(folder / name)
-        if size != entry.bytes:
-            state = "missing" if size is None else f"{size} bytes instead of {entry.bytes}"
-            raise DataError(f"{folder / name} is damaged: {state}; run again to make it anew.")
+        raise DataError(f"{where} is damaged: its key or digest does not follow from its contents; run again.")
+    for name in files:
+        _check_inside(where, name)
     return manifest
 
 
@@ -236,10 +254,10 @@ def check_parent(stage: str, made: Manifest, parent: Manifest) -> None:
         )
 
 
-def _check_inside(folder: Path, name: str) -> None:
+def _check_inside(where: Path | str, name: str) -> None:
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or not parts or "\0" in name:
-        raise DataError(f"{folder / MANIFEST} names {name!r}, a file outside its folder; delete the folder.")
+        raise DataError(f"{where} names {name!r}, a file outside its folder; delete the folder.")
 
 
 def size_of(path: Path) -> int | None:
@@ -284,3 +302,12 @@ def names_in(folder: Path) -> set[str]:
         ):
             names.add(name.as_posix())
     return names
+
+
+def versions_of(libraries: Sequence[str]) -> dict[str, str]:
+    """The versions of maskmill and of those libraries that are installed."""
+    versions = {}
+    for name in ("maskmill", *libraries):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

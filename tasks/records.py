@@ -2,12 +2,15 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 from .archives import chunks
+from .errors import UnreachableError
+from .hub import words
 from .pages import cut
+from .remotes import is_away
 from .streams import Document, Item, Limits, Line, Reject, invalid, lines, newlines, too_long
 
 NAMED = 8
@@ -74,6 +77,20 @@ def _field(line: str, key: str) -> str:
     raise _BadRecord(*_no_text(value, key, list(record)))
 
 
+def _rows(item: Item) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Split and row. Raises UnreachableError where the hub stops answering, and what the library raises."""
+    import datasets
+
+    name, _, configuration = item.path.partition(":")
+    try:
+        splits = datasets.load_dataset(name, configuration or None, revision=item.digest, streaming=True)
+        yield from chain.from_iterable(((split, entry) for entry in splits[split]) for split in sorted(splits))
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise UnreachableError(f"The hub does not give {name} any more ({words(error)}); run again.") from None
+
+
 def _no_text(value: Any, key: str, keys: list[str]) -> tuple[str, str]:
     if value is _ABSENT:
         return "missing_key", f"no key {key!r}; it has {named(keys)}"
@@ -115,12 +132,7 @@ def record(text: str, offset: int, limits: Limits, line: Line | None = None) -> 
 
 def hub(item: Item, limits: Limits) -> Iterator[Document | Reject]:
     """A dataset of the Hugging Face hub at a resolved revision, streamed. Offsets count its rows, split after split."""
-    import datasets
-
-    name, _, configuration = item.path.partition(":")
-    splits = datasets.load_dataset(name, configuration or None, revision=item.digest, streaming=True)
-    rows = chain.from_iterable(((split, entry) for entry in splits[split]) for split in sorted(splits))
-    for row, (split, entry) in enumerate(rows):
+    for row, (split, entry) in enumerate(_rows(item)):
         text = lookup(entry, item.text_key)
         if isinstance(text, str):
             yield from record(text, row, limits)

@@ -2,22 +2,26 @@
 
 Credentials come from where each implementation of fsspec reads them (AWS_…, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN,
 ~/.netrc and fsspec's own configuration), never from a recipe. User names, passwords and query strings of a URL appear
-in no label and no message. Transient failures are tried again by the implementation, not here.
+in no label and no message. Transient failures are tried again by the implementation, not here; where that was in vain,
+they are UnreachableErrors, apart from what no waiting mends: a wrong path, wrong credentials.
 
 What identifies the bytes of a file, without reading them: the ETag (S3, most web servers), a checksum (Google Cloud
 Storage), the id of the blob (the hub), and on the web the time of the last modification. Where a server names none of
 these, it is the sha256 of the bytes, for which the file is read once more.
 """
 
+import errno
 import io
 import re
+import socket
+import ssl
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from .errors import DataError, MaskmillError, UsageError
+from .errors import DataError, MaskmillError, UnreachableError, UsageError
 from .progress import say
 
 LOCAL = ("file://", "local://")
@@ -30,6 +34,18 @@ PATIENCE = 60
 """Seconds without a byte after which a web server is given up."""
 NOISY_BYTES = 64 << 20
 """Reading more than this only for its sha256 is worth a line."""
+AWAY = {
+    *("ClientConnectionError", "ClientPayloadError"),  # aiohttp
+    *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"),  # botocore
+    *("NetworkError", "TimeoutException", "RemoteProtocolError", "ProxyError"),  # httpx
+    "IncompleteRead",  # http.client and urllib3
+}
+"""Errors of libraries, by name so that none is imported, that say: the connection, not what was asked."""
+OURS = {"OfflineModeIsEnabled", "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+"""Those that look like it, or come after it, and mean this machine's settings."""
+NO_WAY = {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN}
+TRANSIENT = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException"}
+"""Codes of S3, some of which come with a status of 400."""
 
 
 class Remote(NamedTuple):
@@ -54,14 +70,14 @@ def local(uri: str) -> str:
 def find(uri: str) -> tuple[list[Remote], Counter[str]]:
     """The files of a URL (a file, a folder or a glob), sorted, each with its identity; and what was passed over.
 
-    Raises UsageError where nothing is there, it cannot be reached, or a package is missing.
+    Raises UsageError where nothing is there or a package is missing, UnreachableError where nobody answers.
     """
-    fs, root = _filesystem(uri)
+    fs, root = filesystem(uri)
     passed = Counter[str]()
     try:
         infos, top = _listed(fs, root, uri)
     except Exception as error:  # every implementation raises its own
-        raise UsageError(f"The source {without_secrets(uri)} cannot be read ({_why(error)}).") from None
+        raise failed(error, f"The source {without_secrets(uri)} cannot be read ({why(error)}).") from None
     if top is None:
         return [Remote(uri, "", *_identified(uri, infos[root]))], passed
     found = []
@@ -94,7 +110,7 @@ def _listed(fs: Any, root: str, uri: str) -> tuple[dict[str, Any], str | None]:
 def identified(remote: Remote) -> Remote:
     """The same with what identifies its bytes, which may mean to ask for it or to read them.
 
-    Raises UsageError where that fails.
+    Raises UsageError where that fails, UnreachableError where nobody answers.
     """
     if remote.identity:
         return remote
@@ -103,18 +119,18 @@ def identified(remote: Remote) -> Remote:
     except Exception as error:
         if isinstance(error, MaskmillError):
             raise
-        raise UsageError(f"The source {without_secrets(remote.url)} cannot be read ({_why(error)}).") from None
+        raise failed(error, f"The source {without_secrets(remote.url)} cannot be read ({why(error)}).") from None
     return remote._replace(identity=identity, size=size or remote.size)
 
 
 def identity_of(url: str) -> str:
-    """What identifies the bytes of a file now. Raises DataError where it cannot be asked."""
+    """What identifies the bytes of a file now. Raises DataError where it cannot be asked, or UnreachableError."""
     with _explained(url):
         return _asked(url)[0]
 
 
 def open_url(url: str, seeking: bool = False) -> BinaryIO:
-    """The bytes of a file. Raises DataError, also later while it is read.
+    """The bytes of a file. Raises DataError or UnreachableError, also later while it is read.
 
     seeking     from the web, in pieces that are asked for one by one, which not every server can do
     """
@@ -134,12 +150,12 @@ def without_secrets(text: str) -> str:
 
 
 class _Reading(io.RawIOBase):
-    """A file of fsspec. What goes wrong is a DataError: a lost connection must not look like a damaged file."""
+    """A file of fsspec. What goes wrong is one of our errors: a lost connection must not look like a damaged file."""
 
     def __init__(self, url: str, seeking: bool) -> None:
         self.url = url
         with _explained(url):
-            fs, path = _filesystem(url)
+            fs, path = filesystem(url)
             self.file = fs.open(path, "rb", block_size=0 if url.startswith(WEB) and not seeking else BLOCK)
 
     def readable(self) -> bool:
@@ -173,31 +189,35 @@ def _explained(url: str) -> Iterator[None]:
     except MaskmillError:
         raise
     except Exception as error:
-        raise DataError(f"{without_secrets(url)} cannot be read any more ({_why(error)}); run again.") from None
+        said = f"{without_secrets(url)} cannot be read any more ({why(error)}); run again."
+        raise failed(error, said, DataError) from None
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
-    """The filesystem of fsspec, and the path in it. Raises UsageError for a protocol that is not known or installed."""
+def filesystem(uri: str, what: str = "source", **options: Any) -> tuple[Any, str]:
+    """The filesystem of fsspec, and the path in it. Raises UsageError for a protocol that is not known or installed.
+
+    what        the URL is, for messages
+    options     for the implementation
+    """
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations
 
     protocol = uri.partition("://")[0]
-    options: dict[str, Any] = {}
     if uri.startswith(WEB):
         from aiohttp import ClientTimeout
 
         # Its own limit of 5 minutes is one for the whole file, where a server cannot hand out a part of it.
         timeout = ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        options |= {"client_kwargs": {"timeout": timeout, "trust_env": True}}
     try:
         fs, path = url_to_fs(uri, **options)
     except ImportError as error:
         package = known_implementations.get(protocol, {}).get("class", "").partition(".")[0]
         extra = f"maskmill[{EXTRAS[protocol]}]" if protocol in EXTRAS else package
         say_what = f"needs {package}; pip install '{extra}'" if package != "fsspec" else f"cannot be read: {error}"
-        raise UsageError(f"The source {without_secrets(uri)} {say_what}.") from None
+        raise UsageError(f"The {what} {without_secrets(uri)} {say_what}.") from None
     except Exception as error:
-        raise UsageError(f"The source {without_secrets(uri)} cannot be read ({_why(error)}).") from None
+        raise failed(error, f"The {what} {without_secrets(uri)} cannot be read ({why(error)}).") from None
     return fs, str(path)
 
 
@@ -210,7 +230,7 @@ def _url(uri: str, fs: Any, root: str, path: str) -> str:
 
 
 def _asked(url: str) -> tuple[str, int]:
-    fs, path = _filesystem(url)
+    fs, path = filesystem(url)
     fs.invalidate_cache()  # else it is told what it was when it was listed
     return _identified(url, fs.info(path))
 
@@ -241,10 +261,63 @@ def _named(info: Mapping[str, Any]) -> str:
     return f"last-modified {modified} size {info.get('size')}" if modified else ""
 
 
-def _why(error: Exception) -> str:
+# What went wrong.
+
+
+def failed(error: BaseException, said: str, otherwise: type[MaskmillError] = UsageError) -> MaskmillError:
+    """The error to raise with these words: UnreachableError where that is what went wrong, else the other one."""
+    return (UnreachableError if is_away(error) else otherwise)(said)
+
+
+def is_away(error: BaseException) -> bool:
+    """Is it a server or a network that does not answer, and may a little later?
+
+    Libraries wrap what they caught, so all that led to an error is looked at; what a server answered counts most.
+    """
+    causes = list(_causes(error))
+    if any(isinstance(one, ssl.SSLCertVerificationError) or _names(one) & OURS for one in causes):
+        return False
+    for one in causes:
+        if isinstance(one, PermissionError):
+            return False
+        if status := _status(one):
+            return status in (408, 429) or (status >= 500 and status != 501)
+        if isinstance(one, ConnectionError | TimeoutError | socket.gaierror) or _names(one) & AWAY:
+            return True
+        if isinstance(one, OSError) and one.errno in NO_WAY:
+            return True
+    return False
+
+
+def _status(error: BaseException) -> int:
+    """The status of HTTP that a server answered with; 0 where none did."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        found = 503 if response.get("Error", {}).get("Code") in TRANSIENT else found
+    else:
+        places = ((response, "status_code"), (error, "status"), (error, "code"), (error, "status_code"))
+        found = next((getattr(one, name) for one, name in places if hasattr(one, name)), 0)
+    return found if isinstance(found, int) and 100 <= found < 600 else 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def why(error: BaseException) -> str:
+    """What an implementation says, in short and without secrets."""
     cause = error.__cause__ or error.__context__
     if isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-        return _why(cause)  # so fsspec says that a web server does not answer
+        return why(cause)  # so fsspec says that a web server does not answer
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     if isinstance(error, PermissionError):

@@ -149,7 +149,7 @@ def _leftovers(store: Store, stage: str, keys: set[str], since: float) -> Iterat
             continue
         if kind.startswith("old"):
             yield Spare(stage, "litter", path, size_of(path), "left by a process that was killed", key)
-        elif kind == "partial" and key not in keys and newest(path) < since:
+        elif kind in ("partial", "fetch") and key not in keys and newest(path) < since:
             yield Spare(stage, "unfinished", path, size_of(path), "nobody has gone on with it", key)
 
 

@@ -97,7 +97,7 @@ def test_a_prefect_that_fails_is_mentioned_once(
 @pytest.fixture
 def staged(mill: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One whose stage pretrain can be entered without a store."""
-    verdict = SimpleNamespace(action="reuse", why="")
+    verdict = SimpleNamespace(action="reuse", why="", key="k")
     monkeypatch.setattr(plan, "identity_of", lambda *_, **__: SimpleNamespace(key="k", inputs={}))
     monkeypatch.setattr(plan, "judge", lambda *_: verdict)
     mill.recorder.stage = lambda *_, **__: None
@@ -164,3 +164,9 @@ def test_a_flow_refuses_before_its_first_stage_what_training_would_refuse(mill: 
     recipe = recipes.load("tiny", [], ["pretrain.stable_checkpoints=20"])
     with pytest.raises(UsageError, match="the stable phase has 13 steps"):
         chain.Chain(recipe, mill.store, mill.recorder, mill.tracker)
+
+
+def test_a_stopped_run_goes_on_wherever_its_artifacts_travel() -> None:
+    plain, shared = recipes.load("tiny"), recipes.load("tiny", [], ["remote=s3://bucket/folder"])
+    other = recipes.load("tiny", [], ["pretrain.steps=21"])
+    assert plain.settings == shared.settings != other.settings

@@ -98,3 +98,10 @@ def test_an_mlflow_server_that_is_away_is_named_without_its_password(variables: 
     with server(503) as address, pytest.raises(UsageError, match="Service Unavailable"):
         variables["MLFLOW_TRACKING_URI"] = f"http://{address}"
         environment.check_mlflow()
+
+
+def test_the_recipes_remote_comes_before_that_of_the_machine(variables: dict[str, str]) -> None:
+    assert environment.remote() == environment.remote("") == ""
+    variables["MASKMILL_REMOTE"] = "s3://machine/folder"
+    assert environment.remote() == "s3://machine/folder"
+    assert environment.remote("s3://recipe/folder") == "s3://recipe/folder"

@@ -19,8 +19,8 @@ import pytest
 from prefect.exceptions import Abort
 from prefect.states import Cancelling, Running
 
-from flows import preempted
-from tasks.errors import DataError, InterruptedRun
+from flows import faults, preempted
+from tasks.errors import DataError, InterruptedRun, UnreachableError
 
 ROOT = Path(__file__).parents[2]
 WORDS = " ".join(f"the {one} sat on the {other}" for one in ("cat", "dog") for other in ("mat", "log", "box", "rug"))
@@ -71,6 +71,19 @@ def test_an_interruption_sends_the_run_back_to_the_queue(proposed: list[Any]) ->
     (state,) = proposed
     assert state.name == "AwaitingRetry" and "stopped by a signal" in state.message
     assert state.state_details.scheduled_time is not None
+
+
+def test_a_network_that_is_away_is_waited_for_longer_and_longer_and_not_for_ever(
+    proposed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = []
+    for count in range(1, faults.TIMES + 1):
+        as_attempt(monkeypatch, count, "a deployment")
+        with pytest.raises(Abort if count < faults.TIMES else UnreachableError), preempted.goes_on():
+            raise UnreachableError("s3://bucket does not answer.")
+    for state in proposed:
+        pauses.append((state.state_details.scheduled_time - state.timestamp).total_seconds())
+    assert [round(pause) for pause in pauses] == [120, 240, 480]
 
 
 def test_what_is_wrong_is_not_tried_again(proposed: list[Any]) -> None:

@@ -400,3 +400,12 @@ def test_a_fork_is_a_key_or_a_folder_from_where_the_recipe_lies(tmp_path: Path) 
         assert recipes.load(str(path)).pretrain.fork == expected
     with pytest.raises(UsageError, match=r"pretrain.fork goes on .*: leave out pretrain.lengths, its rows have"):
         recipes.load("tiny", overrides=["pretrain.fork=1f2e", "pretrain.lengths={lengths: [16], at: [0.5]}"])
+
+
+def test_a_remote_is_a_url_without_a_secret() -> None:
+    assert recipes.load("tiny").remote == ""
+    assert recipes.load("tiny", overrides=["remote=s3://bucket/folder"]).remote == "s3://bucket/folder"
+    for remote in ("sftp://me:canary@host/folder", "s3://bucket/folder?X-Amz-Signature=canary", "bucket/folder"):
+        with pytest.raises(UsageError, match="The remote ") as error:
+            recipes.load("tiny", overrides=[f"remote={remote}"])
+        assert "canary" not in str(error.value)

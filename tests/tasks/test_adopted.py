@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tasks import adopted, tokens, words
 from tasks.artifacts import Manifest, Store
-from tasks.errors import DataError, UsageError
+from tasks.errors import DataError, UnreachableError, UsageError
 from tasks.spellings import spellings
 from tasks.vocabulary import VocabularyConfig, identity, vocabulary
 from tests.tasks.other_tokenizers import LAYOUTS, TEXTS, saved
@@ -189,12 +189,14 @@ def test_odd_files_are_refused_in_one_sentence(tmp_path):
 class Hub:
     """What huggingface_hub does, for one model: files in a snapshot; away: the cache alone."""
 
+    trouble: Exception = OSError("no route to the hub\nand more")
+
     def __init__(self, snapshot: Path, away: bool = False) -> None:
         self.snapshot, self.away, self.asked = snapshot, away, []
 
     def model_info(self, name, revision=None, timeout=None):
         if self.away:
-            raise OSError("no route to the hub\nand more")
+            raise self.trouble
         return SimpleNamespace(sha=self.snapshot.name)
 
     def download(self, name, file, revision=None, local_files_only=False):
@@ -224,6 +226,13 @@ def test_the_bytes_of_the_hub_at_a_resolved_revision_are_the_key(monkeypatch, tm
 def test_a_hub_out_of_reach_is_said(monkeypatch, tmp_path):
     Hub(tmp_path, away=True).install(monkeypatch)
     with pytest.raises(UsageError, match=r"hf:some/name@main is no folder here.*\(no route to the hub\)"):
+        adopted.find("hf:some/name@main")
+    monkeypatch.setattr(Hub, "trouble", TimeoutError("took too long"))
+    with pytest.raises(UnreachableError, match="took too long") as error:
+        adopted.find("hf:some/name@main")
+    assert error.value.exit_code == 69
+    monkeypatch.setattr(Hub, "trouble", OfflineModeIsEnabled("by wish"))
+    with pytest.raises(UsageError, match="by wish"):
         adopted.find("hf:some/name@main")
     Hub(tmp_path).install(monkeypatch)
     with pytest.raises(UsageError, match=r"gives no tokenizer\.json of it \(no tokenizer\.json\)"):

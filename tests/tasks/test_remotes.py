@@ -1,6 +1,9 @@
 """python -m pytest tests/tasks/test_remotes.py"""
 
+import errno
 import gzip
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ import pytest
 
 from tasks import remotes
 from tasks.archives import open_item
-from tasks.errors import DataError, UsageError
+from tasks.errors import DataError, UnreachableError, UsageError
 from tasks.reading import documents
 from tasks.sources import Source, survey
 from tasks.streams import Document, Item, Limits
@@ -249,7 +252,7 @@ def test_a_connection_that_breaks_is_no_damaged_file(tmp_path: Path, tagged: tup
     handler, url = tagged
     (found,) = survey([Source(f"{url}/book.txt.gz?token=secret")], tmp_path)
     handler.breaks = True
-    with pytest.raises(DataError, match="cannot be read any more") as error:
+    with pytest.raises(UnreachableError, match="cannot be read any more") as error:
         texts(found.items)
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
@@ -262,9 +265,9 @@ def test_a_server_that_is_away_is_one_sentence_without_secrets(tmp_path: Path) -
     server.server_close()
     server.shutdown()
     started = time.monotonic()
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(UnreachableError) as error:
         survey([Source(f"{url}/a.txt?token=secret")], tmp_path)
-    assert error.value.exit_code == 2 and "\n" not in str(error.value) and "secret" not in str(error.value)
+    assert error.value.exit_code == 69 and "\n" not in str(error.value) and "secret" not in str(error.value)
     assert time.monotonic() - started < 60
 
 
@@ -306,6 +309,92 @@ def test_secrets_are_taken_out_of_urls(text: str, clean: str) -> None:
 
 
 def test_a_server_that_does_not_answer_is_not_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"http://127.0.0.1:9/a.txt cannot be read \(Cannot connect to host") as caught:
+    with pytest.raises(
+        UnreachableError, match=r"http://127.0.0.1:9/a.txt cannot be read \(Cannot connect to host"
+    ) as caught:
         survey([Source("http://127.0.0.1:9/a.txt")], tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def of_s3(status: int, code: str) -> Exception:
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    answer = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error: Exception = translate_boto_error(ClientError(answer, "GetObject"))  # type: ignore[arg-type]
+    return error
+
+
+def of_the_web(status: int) -> Exception:
+    from aiohttp import ClientResponseError
+
+    return ClientResponseError(None, (), status=status)  # type: ignore[arg-type]
+
+
+def of_the_hub(status: int) -> Exception:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    class Response:
+        headers: dict[str, str] = {}
+        request = None
+        status_code = status
+
+    return HfHubHTTPError("m", response=Response())  # type: ignore[arg-type]
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def named(module: str, name: str, *arguments: Any, **more: Any) -> Exception:
+    error: Exception = getattr(pytest.importorskip(module), name)(*arguments, **more)
+    return error
+
+
+ENDPOINT = {"endpoint_url": "http://h", "error": "refused"}
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (lambda: ConnectionRefusedError(errno.ECONNREFUSED, "refused"), True),
+        (lambda: ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (lambda: TimeoutError("took too long"), True),
+        (lambda: socket.gaierror(-2, "Name or service not known"), True),
+        (lambda: OSError(errno.ENETUNREACH, "Network is unreachable"), True),
+        (lambda: caused(FileNotFoundError("http://h/a"), ConnectionRefusedError(errno.ECONNREFUSED, "refused")), True),
+        (lambda: named("botocore.exceptions", "EndpointConnectionError", **ENDPOINT), True),
+        (lambda: named("botocore.exceptions", "ConnectTimeoutError", **ENDPOINT), True),
+        (lambda: named("botocore.exceptions", "ReadTimeoutError", **ENDPOINT), True),
+        (lambda: named("botocore.exceptions", "ConnectionClosedError", **ENDPOINT), True),
+        (lambda: named("aiohttp", "ServerDisconnectedError"), True),
+        (lambda: named("aiohttp", "ClientPayloadError", "not enough data"), True),
+        (lambda: named("httpx", "ConnectError", "refused"), True),
+        (lambda: named("httpx", "ReadTimeout", "took too long"), True),
+        *((lambda status=status: of_the_web(status), True) for status in (408, 429, 500, 502, 503, 504)),
+        *((lambda status=status: of_the_hub(status), True) for status in (429, 500, 503)),
+        (lambda: of_s3(503, "SlowDown"), True),
+        (lambda: of_s3(503, "ServiceUnavailable"), True),
+        (lambda: of_s3(500, "InternalError"), True),
+        (lambda: of_s3(400, "RequestTimeout"), True),
+        *((lambda status=status: of_the_web(status), False) for status in (400, 401, 403, 404, 410, 501)),
+        *((lambda status=status: of_the_hub(status), False) for status in (401, 403, 404)),
+        (lambda: of_s3(403, "AccessDenied"), False),
+        (lambda: of_s3(403, "SignatureDoesNotMatch"), False),
+        (lambda: of_s3(404, "NoSuchKey"), False),
+        (lambda: of_s3(404, "NoSuchBucket"), False),
+        (lambda: of_s3(400, "InvalidArgument"), False),
+        (lambda: named("botocore.exceptions", "NoCredentialsError"), False),
+        (lambda: caused(named("botocore.exceptions", "NoCredentialsError"), TimeoutError("no metadata")), False),
+        (lambda: named("huggingface_hub.errors", "OfflineModeIsEnabled", "by wish"), False),
+        (lambda: caused(OSError("tls"), ssl.SSLCertVerificationError("self-signed")), False),
+        (lambda: FileNotFoundError("a"), False),
+        (lambda: PermissionError("a"), False),
+        (lambda: OSError(errno.ENOSPC, "No space left on device"), False),
+        (lambda: ValueError("a"), False),
+    ],
+)
+def test_what_waiting_may_mend_is_told_from_what_it_cannot(error: Any, away: bool) -> None:
+    assert remotes.is_away(error()) == away
+    assert isinstance(remotes.failed(error(), "said", DataError), UnreachableError if away else DataError)
