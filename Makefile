@@ -3,13 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check check-tests install install-test ui lock clean
+.PHONY: run test check check-tests install install-test install-all ui lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed            ## from text to a registered masked language model
 	$(BIN)/maskmill run quickstart
 
-test: $(VENV)/installed-test      ## the whole test suite
+test: $(VENV)/installed-all       ## the whole test suite
 	$(BIN)/python -m pytest -m ""
 
 check-tests: $(VENV)/installed-test
@@ -24,6 +24,7 @@ ui: $(VENV)/installed             ## the Prefect UI and the MLflow UI, on this m
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test
+install-all: $(VENV)/installed-all
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,14 +36,19 @@ $(VENV)/installed-test: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $(VENV)/installed $@
 
+$(VENV)/installed-all: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all-tests]'
+	touch $(VENV)/installed $(VENV)/installed-test $@
+
 clean:                          ## removes the environment and everything that was made
 	rm -rf $(VENV) .maskmill
 
 lock:                           ## pins anew what the declared ranges resolve to; run the whole test suite after it
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet torch==2.13.0
-	.lock/bin/python -m pip install --quiet -e '.[test]'
-	( echo "# Every package that an installation of maskmill pulls in, pinned: pip install -c constraints.txt -e '.[test]'"; \
+	.lock/bin/python -m pip install --quiet -e '.[all-tests]'
+	( echo "# Every package that an installation of maskmill pulls in, pinned: pip install -c constraints.txt -e '.[all-tests]'"; \
 	  echo "# Made anew with: make lock (then run the whole test suite)"; \
 	  .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' ) > constraints.txt
 	rm -rf .lock
