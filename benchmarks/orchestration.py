@@ -4,8 +4,8 @@
     python benchmarks/orchestration.py --only help run    some of them
 
 help     `maskmill --help`, beside an interpreter that does nothing. The aim: at most 1 s.
-run      `maskmill run` with everything up to date and a server running, beside the imports of Prefect and of MLflow. The
-         aim: at most 3 s more than the first. And a second flow run in the same process: in its six stages, all reused,
+run      `maskmill run` with all up to date and a server running, beside the imports of Prefect and of MLflow. The aim:
+         at most 3 s more than the first. And a second flow run in the same process: in its six stages, all reused,
          nothing is done but orchestration. The aim: at most 150 ms a stage.
 boot     the same without a server: the embedded one boots first.
 files    10,000 small source files: plan with nothing known of them, data (each read, its documents accounted for), plan
