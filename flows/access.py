@@ -18,6 +18,7 @@ LOOPBACK = (HOST, "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 PREFECT, MLFLOW = "PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD"
 """Variables that switch authentication on: user:password of Prefect, the password of MLflow's first user."""
+LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 USERS = """\
 [mlflow]
 database_uri = sqlite:///mlflow-users.db
@@ -81,8 +82,13 @@ class Access:
         return ",".join([*proxies, *(f"http://{name}:{port}" for name in self.known)])
 
     def prefect(self, port: int) -> dict[str, str]:
-        """Settings of Prefect's server. It has no list of hosts; by default pages of any site may read its answers."""
+        """Settings of Prefect's server. It has no list of hosts; by default pages of any site may read its answers.
+
+        Who holds which concurrency slot goes to files: in memory, its default, a server that is started again forgets
+        it, and a training that was killed meanwhile keeps its slot for ever.
+        """
         return {
+            LEASES: os.environ.get(LEASES) or "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL") or f"http://{self.shown}:{port}/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.origins(port),
             "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,41 +81,52 @@ def free_port(wanted: int, host: str = HOST) -> int:
     raise UsageError(f"{host} is no address of this machine, or none of its ports is free.")
 
 
-def die_with_parent() -> None:
-    """Runs in the child: the kernel ends a server whose maskmill was killed with -9 (on Linux)."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Runs in the child: the kernel sends it the signal where its maskmill was killed with -9 (on Linux)."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, number)
 
 
 def _start(home: Path, name: str, at: str, health: str, words: list[str], extra: dict[str, str]) -> Server:
+    given = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | extra
     log = home / "logs" / f"{name.lower()}-server.log"
+    return launch(name, at, health, [sys.executable, "-P", *words], log, given, home)
+
+
+def launch(
+    name: str, at: str, health: str, words: list[str], log: Path, given: Mapping[str, str], folder: Path
+) -> Server:
+    """A server of the command in the folder, with its words in the log. It ends with this process.
+
+    given       its environment
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"} | extra
     with open(log, "wb") as out:
         # A session of its own: Ctrl-C must reach maskmill first, which then still has a server to say goodbye to.
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", *words],
+            words,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            env=environment,
+            env=given,
             start_new_session=True,
             preexec_fn=die_with_parent,
-            cwd=home,
+            cwd=folder,
         )
     return Server(name, f"http://{at}", health, process, log)
 
 
 def start_prefect(home: Path, port: int, access: Access = Access()) -> Server:  # noqa: B008  (frozen)
     """Prefect's server with its UI and scheduler."""
-    words = ["prefect", "server", "start", "--host", access.host, "--port", str(port)]
+    words = [str(Path(__file__).with_name("prefect_server.py")), "server", "start"]
+    words += ["--host", access.host, "--port", str(port)]
     return _start(home, "Prefect", f"{access.near}:{port}", "/api/health", words, access.prefect(port))
 
 
 def start_embedded_prefect(home: Path) -> Server:
     """The server as Prefect itself starts it for a process without one: no UI, no scheduler."""
     port = free_port(0)
-    words = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)]
+    words = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", HOST, "--port", str(port)]
     words += ["--log-level", "error", "--lifespan", "on"]
     extra = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     return _start(home, "Prefect", f"{HOST}:{port}", "/api/health", words, extra)
@@ -124,7 +135,7 @@ def start_embedded_prefect(home: Path) -> Server:
 def start_mlflow(home: Path, port: int, access: Access = Access()) -> Server:  # noqa: B008  (frozen)
     """MLflow's server with one worker. Without its job runner, which would add seven processes and 700 MB."""
     words, settings = access.mlflow(port, home)
-    words = ["mlflow", "server", "--port", str(port), "--workers", "1", *words]
+    words = ["-m", "mlflow", "server", "--port", str(port), "--workers", "1", *words]
     words += ["--artifacts-destination", str(tracking.artifact_root(home))]
     settings |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # Not a word of the command, which every user of the machine can read: it may hold a password.

@@ -120,3 +120,33 @@ def test_a_run_outlives_its_server_which_hears_of_it_later(tmp_path: Path, monke
         assert found["mended"] and found["what"] == "was RUNNING at the server, but has completed: completed"
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+def test_a_slot_is_free_again_although_its_server_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    port = ui.free_port(0)
+    server = ui.start_prefect(tmp_path, port)
+    try:
+        url = server.wait().address + "/api"
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="one", limit=1))
+            client.increment_concurrency_slots_with_lease(["one"], 1, "concurrency", lease_duration=60)
+            assert client.read_global_concurrency_limit_by_name("one").active_slots == 1
+            os.killpg(server.process.pid, signal.SIGKILL)
+            server.process.wait()
+            server = ui.start_prefect(tmp_path, port)
+            server.wait()
+            for _ in range(150):
+                if client.read_global_concurrency_limit_by_name("one").active_slots == 0:
+                    return
+                ui.time.sleep(1)
+            raise AssertionError("the slot is still taken")
+    finally:
+        server.stop()
