@@ -1,12 +1,11 @@
-"""deployments/prefect.yaml, checked and applied: work pool, deployments, training slot, automations. And the worker.
+"""deployments/prefect.yaml, checked and applied: work pool, deployments, training slot, automations.
 
 Prefect does it; what is here is the order, and errors that name the place. Applying twice changes nothing.
 """
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +18,6 @@ from tasks.progress import say
 FILE = environment.CHECKOUT / "deployments" / "prefect.yaml"
 AUTOMATIONS = environment.CHECKOUT / "deployments" / "automations.yaml"
 POOL = "maskmill"
-LOOK = 60.0
-"""Seconds between two looks at what the server believes of runs."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,10 @@ def _automations() -> list[str]:
 
     names, block = [], notices.webhook()
     for wanted in read(AUTOMATIONS)["automations"]:
-        for action in wanted["actions"]:
-            if "block_document_id" in action:
-                action["block_document_id"] = block
-        if any(action.get("block_document_id", block) is None for action in wanted["actions"]):
+        calls = [action for action in wanted["actions"] if "block_document_id" in action]
+        for action in calls:
+            action["block_document_id"] = block
+        if calls and block is None:
             say(f"{wanted['name']} is left out: set {notices.VARIABLE} to the address that is to hear of it")
             continue
         core = AutomationCore.model_validate(wanted)
@@ -142,37 +139,3 @@ def _prefect(*words: str) -> None:
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[-500:]
         raise MaskmillError(f"prefect {words[0]} failed: {said}")
-
-
-def work(pool: str, look: Callable[[], None]) -> int:
-    """A worker of the pool until a signal; calls `look` once a minute. Its exit status.
-
-    A signal stops its runs at the next step, each with a checkpoint, and then the worker: what was running goes back
-    into the queue. In a process group of its own, since Prefect's worker takes a second Ctrl-C for "at once".
-    """
-    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-    worker = subprocess.Popen(command, cwd=environment.CHECKOUT, process_group=0, preexec_fn=ui.die_with_parent)
-    try:
-        while worker.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(LOOK)
-                break
-            look()
-    except KeyboardInterrupt:
-        say("the worker stops; its runs first, at their next step (again: at once)")
-        _end(worker)
-    finally:
-        worker.kill()  # where it is still there: a second signal
-    return worker.wait()
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """No new runs; those that it has are told to stop, and waited for."""
-    import psutil
-
-    runs = psutil.Process(worker.pid).children()
-    worker.terminate()
-    for run in runs:
-        with suppress(psutil.NoSuchProcess):
-            run.terminate()
-    worker.wait()

@@ -42,11 +42,12 @@ def worker(
 ) -> None:
     """Run what is due, until Ctrl-C. One on each machine that shares the home folder.
 
-    Once a minute it does what `maskmill doctor --rerun` does.
+    Once a minute it does what `maskmill doctor --rerun` does. Stopped, it lets a training finish its step and write a
+    checkpoint; a second Ctrl-C ends it at once.
 
     Example: maskmill worker
     """
-    from flows import deployments, doctor, ui
+    from flows import doctor, ui, worker
 
     home, said = terminal.home(), set[doctor.Finding]()
     ui.reach(home)
@@ -62,8 +63,7 @@ def worker(
                 print(f"{found.name}: {found.what}", flush=True)
             said.add(found)
 
-    look()  # this machine may have gone down in the middle of a run
-    raise typer.Exit(deployments.work(pool, look))
+    raise typer.Exit(worker.work(pool, look))
 
 
 def rerun(
