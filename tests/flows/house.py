@@ -70,8 +70,13 @@ class House:
         if bare:
             command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", "maskmill"]
         with open(self.folder / "worker.log", "ab") as log:
-            self.worker = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            self.worker = subprocess.Popen(  # not in the checkout: a worker may be started anywhere
+                command,
+                cwd=self.folder,
+                env=self.environment | {"PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def kill_worker(self, runs: bool = True) -> None:

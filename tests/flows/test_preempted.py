@@ -6,9 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from prefect.states import Cancelling, Running
 
 from flows import faults, preempted
 from tasks.errors import DataError, InterruptedRun, UnreachableError
+from tests.flows.house import until
 
 ROOT = Path(__file__).parents[2]
 WORDS = " ".join(f"the {one} sat on the {other}" for one in ("cat", "dog") for other in ("mat", "log", "box", "rug"))
@@ -137,14 +137,6 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as reply:
         return json.load(reply)
-
-
-def until(what: Callable[[], Any], seconds: float) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.2)
-    return found
 
 
 def trainer(home: Path) -> int | None:
