@@ -106,6 +106,9 @@ def _examine(client: "SyncPrefectClient", run: "FlowRun", entry: Entry, again: b
     if kind in ACTIVE and _is_over(client, run, entry):
         yield Finding(entry.flow_run_id, name, _close(client, run, kind, entry), mended=True)
         run = client.read_flow_run(run.id)
+    if run.state and run.state.is_crashed() and _was_cancelling(client, run):
+        yield Finding(entry.flow_run_id, name, _close(client, run, "CANCELLING", entry), mended=True)
+        return
     recent = time.time() - entry.started < ledger.GOES_ON_DAYS * 86400
     if again and recent and run.state and run.state.is_crashed() and run.deployment_id and not _unsettled(run):
         if run.run_count < MOST:
@@ -133,6 +136,13 @@ def _is_over(client: "SyncPrefectClient", run: "FlowRun", entry: Entry) -> bool:
     """Is the entry that of the attempt which the server believes in? A new one that boots has no entry yet."""
     states = [state for state in client.read_flow_run_states(run.id) if state.is_running()]
     return entry.started >= max((state.timestamp.timestamp() for state in states), default=0.0) - 1
+
+
+def _was_cancelling(client: "SyncPrefectClient", run: "FlowRun") -> bool:
+    """Was it being cancelled when it crashed? Then nobody wants it back."""
+    states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+    before = [state for state in states if not state.is_crashed()]
+    return bool(before) and before[-1].is_cancelling()
 
 
 def _close(client: "SyncPrefectClient", run: "FlowRun", kind: str, entry: Entry) -> str:

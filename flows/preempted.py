@@ -37,14 +37,18 @@ def goes_on() -> Iterator[None]:
     """
     try:
         yield
-    except (InterruptedRun, UnreachableError) as error:
+    except (
+        InterruptedRun,
+        UnreachableError,
+        SystemExit,
+    ) as error:  # Prefect exits where a run without worker is cancelled
         run = runtime.flow_run.id
         if not run or not runtime.deployment.id or not _is_settled(UUID(str(run)), error):
             raise
         raise Abort(str(error)) from error
 
 
-def _is_settled(run: UUID, error: MaskmillError) -> bool:
+def _is_settled(run: UUID, error: MaskmillError | SystemExit) -> bool:
     try:
         return _settle(run, error)
     except Exception as trouble:  # the server is away: the run will be found to have crashed, and taken up then
@@ -52,7 +56,7 @@ def _is_settled(run: UUID, error: MaskmillError) -> bool:
         return False
 
 
-def _settle(run: UUID, error: MaskmillError) -> bool:
+def _settle(run: UUID, error: MaskmillError | SystemExit) -> bool:
     """Does the server agree that the run is tried again, or that it is cancelled?"""
     attempts = runtime.flow_run.run_count
     most, pause = MOST, PAUSE
@@ -62,9 +66,9 @@ def _settle(run: UUID, error: MaskmillError) -> bool:
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(run).state
         if now is not None and now.is_cancelling():  # its worker says so, too, where it has one
-            client.set_flow_run_state(run, Cancelled(message=str(error)), force=True)
+            client.set_flow_run_state(run, Cancelled(message="Finished work is kept."), force=True)
             return True
-        if now is not None and now.is_final():
+        if isinstance(error, SystemExit) or (now is not None and now.is_final()):
             return False
         if attempts >= most:
             say(f"This was attempt {attempts} of the run, the last one; it is not rescheduled.")

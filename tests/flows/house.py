@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -107,8 +108,16 @@ class House:
             token = self.ask("csrf-token?client=test")["token"]
             headers |= {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "test"}
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{self.api}/{path}", data, headers), timeout=30) as reply:
-            return json.load(reply)
+        request = urllib.request.Request(f"{self.api}/{path}", data, headers)
+        for _ in range(10):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as reply:
+                    return json.load(reply)
+            except urllib.error.HTTPError as error:  # its database is busy; Prefect's client comes again, too
+                if error.code != 503:
+                    raise
+                time.sleep(1)
+        raise AssertionError(f"{path}: the server stays busy")
 
     def begin(self, deployment: str, *settings: str, **others: Any) -> str:
         flow, name = deployment.split("/")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prefect import flow, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling, Completed, Running, State
+from prefect.states import Cancelling, Completed, Crashed, Running, State
 
 from flows import doctor, ledger
 
@@ -64,6 +64,14 @@ def test_what_the_ledger_knows_of_a_process_that_is_gone_counts(
     assert found.run == run and found.mended and says in found.what
     assert state_of(run) == after
     assert doctor.examine(tmp_path) == []
+
+
+def test_a_run_that_crashed_while_it_was_cancelled_is_cancelled_and_not_sent_back(begin: Any, tmp_path: Path) -> None:
+    written(tmp_path, run := begin(Cancelling()), "interrupted")
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Crashed(), force=True)  # type: ignore[arg-type]
+    (found,) = doctor.examine(tmp_path, again=True)
+    assert found.what == "was being cancelled, and its process is gone: cancelled" and state_of(run) == "CANCELLED"
 
 
 def test_runs_that_are_over_and_runs_of_another_home_are_no_business_of_it(begin: Any, tmp_path: Path) -> None:

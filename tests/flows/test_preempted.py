@@ -87,16 +87,20 @@ def test_a_network_that_is_away_is_waited_for_longer_and_longer_and_not_for_ever
 
 
 def test_what_is_wrong_is_not_tried_again(proposed: list[Any]) -> None:
-    with pytest.raises(DataError), preempted.goes_on():
-        raise DataError("shard 3 is damaged.")
+    for error in (DataError("shard 3 is damaged."), SystemExit(1)):
+        with pytest.raises(type(error)), preempted.goes_on():
+            raise error
     assert not proposed
 
 
-def test_a_cancelled_run_stays_cancelled(proposed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [InterruptedRun("stopped"), SystemExit(1)])
+def test_a_cancelled_run_stays_cancelled(
+    error: BaseException, proposed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = Client(Cancelling())
     monkeypatch.setattr(preempted, "get_client", lambda sync_client: client)
     with pytest.raises(Abort), preempted.goes_on():
-        raise InterruptedRun("stopped")
+        raise error
     assert not proposed and client.state.is_cancelled()
 
 
