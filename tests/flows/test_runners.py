@@ -165,6 +165,7 @@ def test_a_cluster_that_is_away_is_named_with_its_variable(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_ray_cluster_that_is_away_is_noticed_at_once(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prefect_ray", reason="Ray is not installed: pip install 'maskmill[ray]'")
     monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:9")
     with runners.pool("ray") as pool, pytest.raises(UsageError, match=r"no cluster at .*127.0.0.1:9 \(RAY_ADDRESS\)"):
         assert pool is not None
