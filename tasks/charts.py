@@ -101,7 +101,7 @@ class Scale:
     def ticks(self) -> list[float]:
         """Three to seven round numbers between the ends."""
         step = 10 ** math.floor(math.log10((self.high - self.low) / 3))
-        step *= next(factor for factor in (5, 2, 1) if (self.high - self.low) / (factor * step) >= 3)
+        step *= next(factor for factor in (5, 2, 1) if (self.high - self.low) / (factor * step) >= 3 - 1e-9)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 

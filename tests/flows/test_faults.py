@@ -70,6 +70,7 @@ def outcome(api: str, folder: Path, kind: str, minutes: float = 0) -> tuple[str,
     return done.stdout.strip(), len((folder / "seen").read_text()), time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_asked_again(tmp_path: Path, prefect_server: str) -> None:
     assert outcome(prefect_server, tmp_path, "UnreachableError")[:2] == ("made", 3)
 

@@ -103,6 +103,7 @@ def test_every_line_of_the_spool_is_handed_on_once_and_in_order(undisturbed):
     assert all(set(record) == {"step", "timestamp_ms", "metrics"} for record in records)
 
 
+@pytest.mark.slow
 def test_a_chain_of_kills_and_damage_ends_in_the_bytes_of_the_undisturbed_run(undisturbed, tmp_path):
     manifest, records = undisturbed
     with pytest.raises(InterruptedRun, match="SIGKILL"):

@@ -93,6 +93,7 @@ def test_a_rank_that_is_lost_costs_nothing_but_time(two_ranks, tmp_path):
     assert again.measured()["resumed_at_steps"] and again.measured()["ranks"][0] == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_ranks_after_the_same_step(two_ranks, tmp_path, capfd):
     with pytest.raises(InterruptedRun, match="stopped by SIGTERM after step"):
         trained(tmp_path, TWO, at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
@@ -144,6 +145,7 @@ def test_why_a_rank_ends_is_told_and_torchrun_does_not_try_again(tmp_path, capfd
     assert capfd.readouterr().err.count("train-00000") <= 2  # by each rank once at most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "how", "error", "words", "attempts"),
     [

@@ -272,6 +272,7 @@ def test_a_tampered_weight_is_refused_by_name(house):
     assert verify(manifest) == []
 
 
+@pytest.mark.slow
 def test_it_loads_where_the_project_is_not(house, first, tmp_path):
     """mlflow.pyfunc and stock transformers, in a process that cannot see the project, pickle forbidden."""
     code = """
