@@ -249,4 +249,8 @@ def explained(home: Path) -> Iterator[None]:
                 f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "
                 "finished stages are kept."
             ) from error
+        if "database is locked" in text:
+            raise UnreachableError(
+                f"Another process keeps the registry at {where} busy; run again later: finished stages are kept."
+            ) from error
         raise MaskmillError(f"The registry at {where} does not answer as it should: {text}") from error

@@ -111,6 +111,13 @@ def test_rerun_from_a_stage_and_the_champion_on_new_data(house: House) -> None:
 
 
 @pytest.mark.slow
+def test_a_deployment_that_is_fired_twice_makes_one_model(house: House) -> None:
+    runs = [house.begin(TRAINING, "pretrain.seed=5") for _ in range(2)]
+    assert [house.ends(run) for run in runs] == ["COMPLETED", "COMPLETED"], house.log
+    assert sorted(list(house.stages(run).values()).count("made") for run in runs) == [0, 3]
+
+
+@pytest.mark.slow
 def test_after_a_power_cut_the_doctor_sends_the_run_back_and_a_new_worker_ends_it(house: House) -> None:
     run = house.begin(TRAINING, *LONG, "pretrain.seed=1")
     house.trains(run)

@@ -3,14 +3,16 @@
 import json
 import multiprocessing
 import os
+import sqlite3
 import subprocess
 import sys
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from tasks import registry, tracking
+from tasks import registry, tracking, versions
 from tasks.artifacts import Store, verify
-from tasks.errors import DataError, MaskmillError, UsageError
+from tasks.errors import DataError, MaskmillError, UnreachableError, UsageError
 from tasks.registry import RegisterConfig, champion, load_model, predict, register, registered
 from tests.tasks import small_model
 
@@ -314,6 +316,13 @@ def test_a_registry_that_cannot_be_reached_is_one_sentence(monkeypatch, house):
     with pytest.raises(MaskmillError, match="does not answer") as raised:
         champion("first", house.store, None, house.home)
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_registry_that_another_process_keeps_busy_is_worth_another_try(house):
+    busy = OperationalError("insert into tags", None, sqlite3.OperationalError("database is locked"))
+    said = r"Another process keeps the registry at sqlite:.* busy; run again later"
+    with pytest.raises(UnreachableError, match=said), versions.explained(house.home):
+        raise busy
 
 
 def test_the_stage_imports_no_mlflow_until_it_needs_it():
