@@ -148,12 +148,13 @@ class House:
 
     def trains(self, run: str) -> int:
         """Waits until a run has a checkpoint; the id of its process."""
-        begun = "pretrain/.*.partial/.scratch/checkpoints/*"
 
         def process() -> int | None:
-            entries = [entry for entry in self.entries(run) if entry["state"] == "running"]
-            written = entries and list((self.home / "store").glob(begun))
-            return int(entries[-1]["id"].rsplit("-", 1)[1]) if written else None
+            for entry in [entry for entry in self.entries(run) if entry["state"] == "running"]:
+                key = entry["stages"].get("pretrain", {}).get("key", "none")
+                if list((self.home / "store").glob(f"pretrain/.{key}.partial/.scratch/checkpoints/*")):
+                    return int(entry["id"].rsplit("-", 1)[1])
+            return None
 
         return int(until(process, 240))
 

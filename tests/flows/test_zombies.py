@@ -93,5 +93,8 @@ def test_after_a_power_cut_the_server_notices_and_the_next_worker_goes_on(house:
 
 
 def test_a_promotion_is_told(house: House) -> None:
-    house.maskmill("promote", "tiny/2", "--force", "--reason", "its letters are nicer")
-    assert "its letters are nicer" in heard(house, "champion of tiny is version 2")
+    for seed in (8, 9):
+        assert house.ends(house.begin(TRAINING, f"pretrain.seed={seed}")) == "COMPLETED"
+    for number in (1, 2):  # one of them is not the champion
+        house.maskmill("promote", f"tiny/{number}", "--force", "--reason", "its letters are nicer")
+    heard(house, "champion of tiny is version", "its letters are nicer")
