@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,24 @@ class Mill:
             words = [f"word{(number * 7 + at * at) % 31} of the {at % 5} files" for at in range(12)]
             (folder / "texts" / f"{number}.txt").write_text(" ".join(words) + f" and text {number}.")
 
-    def __call__(self, *arguments: str) -> Run:
+    @property
+    def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-        kept |= {"MASKMILL_HOME": str(self.home), "PREFECT_API_URL": self.api}
+        return kept | {"MASKMILL_HOME": str(self.home), "PREFECT_API_URL": self.api}
+
+    def __call__(self, *arguments: str) -> Run:
         words = [sys.executable, "-m", "flows.cli", *arguments]
-        return subprocess.run(words, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
+        return subprocess.run(words, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+
+    def dies_in_training(self) -> None:
+        """kill -9 of a run and all its processes, once there is a checkpoint."""
+        words = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(self.folder / "texts")]
+        run = subprocess.Popen(words, cwd=ROOT, env=self.environment, start_new_session=True, stderr=subprocess.DEVNULL)
+        while not list((self.home / "store").glob("pretrain/.*.partial/.scratch/checkpoints/*")):
+            assert run.poll() is None, "the run ended before its training"
+            time.sleep(0.001)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
 
     def run(self, *arguments: str, code: int = 0) -> Run:
         done = self("run", "tiny", "--source", str(self.folder / "texts"), *arguments)
@@ -72,15 +87,18 @@ def mill(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Mill:
     return Mill(tmp_path_factory.mktemp("mill"), prefect_server)
 
 
-def test_from_text_to_a_registered_model_and_again(mill: Mill) -> None:
+def test_from_text_over_a_killed_training_to_a_registered_model_and_again(mill: Mill) -> None:
+    mill.dies_in_training()
     first = mill.run()
     for words in ("unigram", "untrained", "Registered    tiny version 1", "The [MASK] of the file."):
         assert words in first.stdout
     assert max(map(len, first.stdout.splitlines()[:16])) <= 80
     assert "Traceback" not in first.stderr and "CancelledError" not in first.stderr
-    assert [it["state"] for it in mill.last()["stages"].values()] == ["made"] * 6
+    assert [it["state"] for it in mill.last()["stages"].values()] == ["reused"] * 3 + ["made"] * 3
     assert list(mill.last()["stages"]) == STAGES
-    assert mill.tasks_of(mill.last()["flow_run_id"]) == dict.fromkeys(STAGES, "Completed")
+    assert mill.last()["stages"]["pretrain"]["why"] == "an interrupted run left finished work"
+    tasks = mill.tasks_of(mill.last()["flow_run_id"])
+    assert tasks == dict.fromkeys(STAGES[:3], "Reused") | dict.fromkeys(STAGES[3:], "Completed")
     assert mill.progress_of(mill.last()["flow_run_id"]) == [100.0]
     assert not list((mill.home / "outbox").iterdir())
 
