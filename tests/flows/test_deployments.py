@@ -114,7 +114,8 @@ def test_rerun_from_a_stage_and_the_champion_on_new_data(house: House) -> None:
 def test_a_deployment_that_is_fired_twice_makes_one_model(house: House) -> None:
     runs = [house.begin(TRAINING, "pretrain.seed=5") for _ in range(2)]
     assert [house.ends(run) for run in runs] == ["COMPLETED", "COMPLETED"], house.log
-    assert sorted(list(house.stages(run).values()).count("made") for run in runs) == [0, 3]
+    nothing, something = sorted(list(house.stages(run).values()).count("made") for run in runs)
+    assert nothing == 0 < something
 
 
 @pytest.mark.slow
