@@ -89,7 +89,8 @@ def _questionable(client: "SyncPrefectClient", known: Mapping[str, Entry]) -> "I
     running = [UUID(run) for run, entry in known.items() if entry.state == "running"]
     of_state = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)))
     found: dict[str, FlowRun] = {}
-    for wanted in (of_state, FlowRunFilter(id=FlowRunFilterId(any_=running))):
+    of_process = [FlowRunFilter(id=FlowRunFilterId(any_=running))] if running else []
+    for wanted in (of_state, *of_process):
         offset = 0
         while runs := client.read_flow_runs(flow_run_filter=wanted, limit=PAGE, offset=offset):
             found |= {str(run.id): run for run in runs}

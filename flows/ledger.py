@@ -151,19 +151,19 @@ def needed(entries: Iterable[Entry]) -> tuple[set[str], set[str]]:
     return keys - {""}, digests - {""}
 
 
-def digests(home: Path) -> dict[str, str]:
+def digests(entries: Iterable[Entry]) -> dict[str, str]:
     """Key -> digest of what runs made or used, where it always was the same one."""
     found: dict[str, set[str]] = {}
-    for entry in read(home):
+    for entry in entries:
         for stage in entry.stages.values():
             if stage.get("digest") and stage.get("key"):
                 found.setdefault(stage["key"], set()).add(stage["digest"])
     return {key: next(iter(digests)) for key, digests in found.items() if len(digests) == 1}
 
 
-def inputs(home: Path, stage: str) -> list[set[str]]:
+def inputs(entries: Iterable[Entry], stage: str) -> list[set[str]]:
     """Of each run the digests of what went into a stage."""
-    return [set(entry.stages[stage].get("inputs", ())) for entry in read(home) if stage in entry.stages]
+    return [set(entry.stages[stage].get("inputs", ())) for entry in entries if stage in entry.stages]
 
 
 def _held(path: Path) -> bool:

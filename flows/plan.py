@@ -121,7 +121,8 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
             gone were like: made again they are the same, so what follows may still be good; None takes the store's word
     """
     fork = refuse(recipe, store)
-    came_out = ledger.digests(home) if home else {}
+    entries = ledger.read(home) if home else []
+    came_out = ledger.digests(entries)
     expected: list[str] = []  # parts that are gone, and come out as before
     digests: dict[str, str] = {}
     verdicts: list[Verdict] = []
@@ -133,7 +134,7 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
         if missing:
             verdict = Verdict(part.name, "run", _waits_for(missing, store))
         elif part.stage == evaluate.STAGE:
-            verdict = _judge_report(part, digests, store, home)
+            verdict = _judge_report(part, digests, store, entries)
         else:
             verdict = judge(part, identity_of(part, digests, store, fork=fork), store)
         if part.stage == registry.STAGE and verdict.action == "reuse" and home and not _is_registered(verdict, home):
@@ -221,14 +222,13 @@ def _waits_for(missing: list[Part], store: Store) -> str:
     return f"its input {' and '.join(part.name for part in missing)} {be} {'made again' if made else 'not made yet'}"
 
 
-def _judge_report(part: Part, digests: Mapping[str, str], store: Store, home: Path | None) -> Verdict:
+def _judge_report(part: Part, digests: Mapping[str, str], store: Store, entries: list[ledger.Entry]) -> Verdict:
     """That of evaluate, whose inputs may include a champion. The registry knows which, but asking it takes seconds.
 
     What was compared once stays compared with the same rival, so the reports that are there tell, and the ledger.
     """
     own = {digests[name] for name in part.inputs}
-    given = ledger.inputs(home, part.stage) if home else ()
-    told = {rival for inputs in given if own < inputs for rival in inputs - own}
+    told = {rival for inputs in ledger.inputs(entries, part.stage) if own < inputs for rival in inputs - own}
     rivals = dict.fromkeys([*_rivals(digests, store), *sorted(told)])
     found = [judge(part, identity_of(part, digests, store, rival), store) for rival in (*rivals, None)]
     if store.remote and part.stage not in store.forced and not any(one.action in ("reuse", "fetch") for one in found):
