@@ -11,7 +11,10 @@ and their masks are the same for any number of ranks. Positions are found on the
 nothing on the device waits for `nonzero`. A batch of 64 rows of 128 takes 0.2 ms where its draw is stored and 0.6 ms
 where it is made, so it is made when asked for: a prefetching thread would only fight for the interpreter.
 
-Suffixes: B, R rows, L positions, M slots, S segments.
+Where the shards carry bytes with each token, a batch has those that a model may see: zeros at 𝓜, as it has [MASK]
+there; and apart from them those of 𝓜, which a model may be asked for.
+
+Suffixes: B, R rows, L positions, M slots, S segments, P bytes of a token.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from .artifacts import Manifest
 from .draws import manner, masks_of
 from .errors import UsageError
 from .packing import SPECIALS
-from .rows import read, segments_of, stored_draw, tokens_of
+from .rows import payload_of, read, segments_of, stored_draw, tokens_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Batch:
     """The rate that sets the number of slots: at least p."""
     sequence_ids_B: NDArray[np.int64]
     """Global sequence ids of the rows."""
+    payload_BLP: Tensor | None = None
+    """uint8: the bytes that go along with each token, zeros where there is none and at 𝓜; None where none is read."""
+    payload_MP: Tensor | None = None
+    """uint8: those of the slots; zeros in spare ones."""
 
     def split(self, rows: int) -> Iterator[Batch]:
         """The same batch in micro-batches of at most `rows` rows (all at once where 0), each with its own slots."""
@@ -73,14 +80,20 @@ class Batch:
             targets_M = self.targets_M[low:high].numpy()
             slots = _slots(masked_M[low:high] - first * length, targets_M, end - first, length, self.slots)
             counts = int(high - low), _ordinary_tokens(ids_BL.numpy())
-            yield Batch(tokens_BL, ids_BL, *slots, *counts, self.rate, self.slots, self.sequence_ids_B[first:end])
+            along: tuple[Tensor | None, Tensor | None] = (None, None)
+            if self.payload_BLP is not None and self.payload_MP is not None:
+                along = self.payload_BLP[first:end], _padded(self.payload_MP[low:high], len(slots[0]))
+            ids_B = self.sequence_ids_B[first:end]
+            yield Batch(tokens_BL, ids_BL, *slots, *counts, self.rate, self.slots, ids_B, *along)
 
 
 class ShardReader:
     """One split of the shards, memory-mapped. Rows are addressed by their global sequence id, 0 <= id < rows."""
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
+    def __init__(self, manifest: Manifest, split: str, payload: bool = False) -> None:
         """Opens every file of the split.
+
+        payload     whether the bytes that go along with each token are read, too
 
         Raises DataError where the bytes of a file are not those of the manifest: most bit flips in an Arrow file load
         without an error and with other data, so all bytes are hashed once before they are trained on.
@@ -96,8 +109,10 @@ class ShardReader:
         """Draws what is not stored; those of validation and test are frozen."""
         files = [read(manifest.whole(file["name"])) for file in facts["splits"][split]["files"]]
         self.tokens = [tokens_of(file) for file in files]
+        self.payload = [payload_of(file, self.length).reshape(len(file), -1) for file in files] if payload else []
+        """Those bytes, uint8 (R, L·P) of each file."""
         stored = manner(facts, split)[2]
-        self.draws = [[stored_draw(file, number, self.length) for file in files] for number in range(stored)]
+        self.draws = [[stored_draw(file, number) for file in files] for number in range(stored)]
         self.first = np.cumsum([0, *(file.num_rows for file in files)])
         """Sequence id of each file's first row, and the end."""
         segments = [segments_of(file) for file in files]
@@ -122,6 +137,10 @@ class ShardReader:
         if number >= len(self.draws):
             return None
         return masking.unpack_bits(self._gather(self.draws[number], ids), self.length)
+
+    def stored_payload(self, ids: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        """The bytes that go along with each token of some rows, uint8 (R, L, P); None where they are not read."""
+        return self._gather(self.payload, ids).reshape(len(ids), self.length, -1) if self.payload else None
 
     def segments_of_rows(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Lengths (S,), specials included, and offsets (R + 1,) of the segments of some rows."""
@@ -222,6 +241,7 @@ class _Rows:
     segment_ids_RL: NDArray[np.int32]
     ordinary: int
     """Σ M."""
+    payload_RLP: NDArray[np.uint8] | None
 
     @classmethod
     def read(cls, reader: ShardReader, ids: NDArray[np.int64], draw: int, rate: str, policy: str) -> _Rows:
@@ -241,7 +261,8 @@ class _Rows:
             policy=policy,
         )
         segment_ids_RL = masking.segment_ids(lengths, offsets, reader.length)
-        return cls(ids, tokens_RL, corrupted_RL, hidden_RL, segment_ids_RL, int(lengths.sum()) - 2 * len(lengths))
+        ordinary, along = int(lengths.sum()) - SPECIALS * len(lengths), reader.stored_payload(ids)
+        return cls(ids, tokens_RL, corrupted_RL, hidden_RL, segment_ids_RL, ordinary, along)
 
 
 def _assemble(parts: list[_Rows], length: int, rate: str, slots: str) -> Batch:
@@ -250,16 +271,29 @@ def _assemble(parts: list[_Rows], length: int, rate: str, slots: str) -> Batch:
 
     ids_B, tokens_BL = whole("ids_R"), whole("tokens_RL")
     masked = np.flatnonzero(whole("hidden_RL"))
+    at_M = _slots(masked, tokens_BL.reshape(-1)[masked], len(ids_B), length, slots)
+    along: dict[str, Tensor] = {}
+    if parts[0].payload_RLP is not None:
+        shown_BLP = whole("payload_RLP")
+        hidden_MP = torch.from_numpy(shown_BLP.reshape(len(ids_B) * length, -1)[masked])
+        shown_BLP[whole("hidden_RL")] = 0  # what is not there cannot be looked at
+        along = {"payload_BLP": torch.from_numpy(shown_BLP), "payload_MP": _padded(hidden_MP, len(at_M[0]))}
     return Batch(
         torch.from_numpy(whole("corrupted_RL").astype(np.int64)),
         torch.from_numpy(whole("segment_ids_RL").astype(np.int64)),
-        *_slots(masked, tokens_BL.reshape(-1)[masked], len(ids_B), length, slots),
+        *at_M,
         count=len(masked),
         tokens=sum(part.ordinary for part in parts),
         rate=rate,
         slots=slots,
         sequence_ids_B=ids_B,
+        **along,
     )
+
+
+def _padded(rows_MP: Tensor, slots: int) -> Tensor:
+    """Zeros for the spare slots at the end."""
+    return torch.nn.functional.pad(rows_MP, (0, 0, 0, slots - len(rows_MP)))
 
 
 def _slots(

@@ -19,7 +19,8 @@ from .artifacts import Manifest, file_digest, finish_unit, finished_unit
 from .errors import DataError
 from .masking import Policy
 from .packing import SPECIALS
-from .rows import Masks, draw, joined, read, segments_of, stored_draw, tokens_of, with_draws, write
+from .rectangles import Grid
+from .rows import Masks, draw, joined, read, segments_of, stored_draw, with_draws, write
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Job:
     draws: int
     """K"""
     words: str
-    """Path of words.npy."""
+    """Path of words.npy; "" where there is none."""
 
 
 def make_shard(job: Job) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def make_shard(job: Job) -> dict[str, Any]:
     for block, digest in zip(job.blocks, job.digests, strict=True):
         check_bytes(scratch / block, digest)
     rows = joined([read(scratch / block) for block in job.blocks], list(job.first_documents), job.first)
-    masks = Masks(job.seed, job.rate, job.policy, np.load(job.words, allow_pickle=False))
+    words_V = np.load(job.words, allow_pickle=False) if job.words else np.zeros(0, np.uint8)
+    masks = Masks(job.seed, job.rate, job.policy, words_V)
     started = time.process_time()
     draws_K = [np.concatenate(list(draw(rows, masks, number))) for number in range(job.draws)]
     seconds = time.process_time() - started
@@ -93,14 +95,24 @@ def masks_of(manifest: Manifest, split: str) -> Masks:
             f"{manifest.folder}: its masks come from the sampler {facts['sampler']}, here is {masking.SAMPLER}; "
             "make the shards again."
         )
-    words_V = np.load(manifest.whole("words.npy"), allow_pickle=False)
+    words_V = np.zeros(facts["vocabulary"]["size"], np.uint8)
+    if "words.npy" in manifest.files:
+        words_V = np.load(manifest.whole("words.npy"), allow_pickle=False)
     seed, policy, _ = manner(facts, split)
     return Masks(seed, facts["rate"], policy, words_V)
 
 
 def manner(facts: Mapping[str, Any], split: str) -> tuple[int, Policy, int]:
     """(seed, policy, K) of a split of shards."""
-    return masking.manner_of(split, facts["seed"], Policy(facts["policy"], facts["span"]), facts["draws"])
+    policy = Policy(facts["policy"], facts["span"], grid_of(facts))
+    return masking.manner_of(split, facts["seed"], policy, facts["draws"])
+
+
+def grid_of(facts: Mapping[str, Any]) -> Grid:
+    """Rows and columns in which the tokens of a document lie, by the facts of a vocabulary or of shards; (0, 0)
+    where they lie in none."""
+    rows, columns = facts.get("payload", {}).get("grid", (0, 0))
+    return rows, columns
 
 
 def verify_masks(manifest: Manifest) -> list[str]:
@@ -129,7 +141,7 @@ def _verify_shard(path: Path, masks: Masks, entry: Any, draws: int) -> Iterator[
         yield f"its sequence ids are not {entry['rows']} from {entry['first_sequence']} on"
         return
     for number in range(draws):
-        stored = stored_draw(rows, number, tokens_of(rows).shape[1])
+        stored = stored_draw(rows, number)
         row = 0
         for bits in draw(rows, masks, number):
             differs = np.bitwise_count(stored[row : row + len(bits)] ^ bits).sum(axis=1)

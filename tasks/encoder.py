@@ -13,7 +13,9 @@ Suffixes: B rows, L positions, M masked positions, D width, H heads, K width of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import modalities
 from .attention import attend
 from .errors import DataError, UsageError
 from .pretrain_config import PretrainConfig
@@ -84,6 +87,38 @@ class EncoderConfig:
     def is_global(self, layer: int) -> bool:
         """Whether layer number `layer` (from 0) attends to its whole segment."""
         return layer % self.global_every == 0
+
+
+@dataclass(frozen=True)
+class PayloadConfig(EncoderConfig):
+    """Of a model that is shown the bytes that the shards carry with each token, or is asked for them."""
+
+    input: str = "tokens"
+    """What it sees of a token: its id (tokens), or the bytes that go along with it (payload)."""
+    target: str = "tokens"
+    """What it is asked for at 𝓜: the id, or these bytes."""
+    modality: str = modalities.TEXT
+    """Whose embedding it is."""
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    """What its vocabulary says of these bytes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.payload:
+            raise UsageError(
+                f"pretrain.input is {self.input} and pretrain.target {self.target}, and the shards carry nothing but "
+                "tokens; use tokens for both."
+            )
+
+
+def config_of(sizes: Mapping[str, Any]) -> EncoderConfig:
+    """The inverse of `vars`."""
+    return PayloadConfig(**sizes) if "payload" in sizes else EncoderConfig(**sizes)
+
+
+def carried(config: EncoderConfig) -> PayloadConfig | None:
+    """The config of a model that has to do with bytes beside the tokens; None of one that has not."""
+    return config if isinstance(config, PayloadConfig) else None
 
 
 Turn = tuple[Tensor, Tensor]
@@ -191,6 +226,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        self.payload = _payload_embedding(config)
         self.embedding_norm = norm(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = norm(config)
@@ -200,9 +236,29 @@ class Encoder(nn.Module):
         dropout = self.config.dropout if self.training else 0.0
         return h.device.type == "cpu" and not dropout and not self.compiled
 
-    def forward(self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        segments: Segments,
+        masked_M: Tensor | None = None,
+        payload_BLP: Tensor | None = None,
+    ) -> Tensor:
         """(B, L) -> (B, L, D), or (M, D) at the flat positions `masked_M` of the B·L."""
-        return self.states(self.embedding(tokens_BL), segments, masked_M)
+        rows_BLD = self.shown(self.embedding(tokens_BL), tokens_BL, segments, payload_BLP)
+        return self.states(rows_BLD, segments, masked_M)
+
+    def shown(
+        self, rows_BLD: Tensor, tokens_BL: Tensor, segments: Segments, payload_BLP: Tensor | None = None
+    ) -> Tensor:
+        """The embedding of what the model sees: its rows as they are, or with what goes along with each token."""
+        if self.payload is None:
+            return rows_BLD
+        assert payload_BLP is not None, "the model sees what goes along with the tokens, and the batch has none"
+        config = self.config
+        special = torch.tensor([config.pad_id, config.cls_id, config.sep_id], device=tokens_BL.device)
+        ordinary_BL, hidden_BL = torch.isin(tokens_BL, special, invert=True), tokens_BL == config.mask_id
+        shown_BLD: Tensor = self.payload(rows_BLD, ordinary_BL, hidden_BL, segments.positions_BL - 1, payload_BLP)
+        return shown_BLD
 
     def states(self, rows_BLD: Tensor, segments: Segments, masked_M: Tensor | None = None) -> Tensor:
         """The same from rows of the embedding.
@@ -225,6 +281,17 @@ class Encoder(nn.Module):
         return final
 
 
+def _payload_embedding(config: EncoderConfig) -> nn.Module | None:
+    """Of the modality, where the model is shown what goes along with the tokens."""
+    mine = carried(config)
+    if mine is None or mine.input == "tokens":
+        return None
+    made: nn.Module = modalities.module(modalities.MODALITIES[mine.modality].embedding).Embedding(
+        mine.payload, config.width
+    )
+    return made
+
+
 class Prediction(nn.Module):
     """Equation (4) less the tied matrix: norm(gelu(W h)) E^T + b."""
 
@@ -243,6 +310,22 @@ class Prediction(nn.Module):
         return F.linear(self.features(h_MD), embedding_VD, self.bias)
 
 
+class Reconstruction(nn.Module):
+    """Equation (4) for the bytes that go along with a token: their mean μ, of numbers with a deviation of 1.
+
+    One linear layer (Xie et al. 2022, SimMIM, arXiv 2111.09886).
+    """
+
+    def __init__(self, config: PayloadConfig) -> None:
+        super().__init__()
+        self.mean = nn.Linear(config.width, config.payload["bytes"])
+
+    def forward(self, h_MD: Tensor) -> Tensor:
+        """μ (M, P)."""
+        mean_MP: Tensor = self.mean(h_MD)
+        return mean_MP
+
+
 class MaskedLanguageModel(nn.Module):
     """Encoder and head. The head reads the encoder's embedding, so no parameter has two names."""
 
@@ -250,15 +333,21 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.prediction = Prediction(config)
+        mine = carried(config)
+        self.prediction: Prediction | Reconstruction
+        self.prediction = Reconstruction(mine) if mine and mine.target == "payload" else Prediction(config)
 
     def head(self, h_MD: Tensor) -> Tensor:
-        """Hidden states (…, D) -> logits (…, V)."""
+        """Hidden states (…, D) -> logits (…, V); of a model that is asked for bytes, their means (…, P)."""
+        if isinstance(self.prediction, Reconstruction):
+            return self.prediction(h_MD)
         return self.prediction(h_MD, self.encoder.embedding.weight)
 
-    def forward(self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor) -> Tensor:
-        """Equations (2) to (4): logits (M, V) at the flat positions `masked_M` of the B*L, gathered before the head."""
-        return self.head(self.encoder(tokens_BL, segments, masked_M))
+    def forward(
+        self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor, payload_BLP: Tensor | None = None
+    ) -> Tensor:
+        """Equations (2) to (4): what `head` says at the flat positions `masked_M` of the B*L, gathered before it."""
+        return self.head(self.encoder(tokens_BL, segments, masked_M, payload_BLP))
 
 
 def norm(config: EncoderConfig) -> nn.LayerNorm:
@@ -285,6 +374,8 @@ def initialise(model: MaskedLanguageModel, seed: int, unigram_counts: np.ndarray
             parameter.data.copy_(drawn)
         elif name == "prediction.bias":
             parameter.data.copy_(unigram_bias(unigram_counts, len(parameter)))
+        elif name.endswith(".bias"):
+            nn.init.zeros_(parameter)
         else:
             nn.init.ones_(parameter)
 

@@ -1,34 +1,42 @@
 """First pass of the shards: a span of documents becomes rows of tokens, still without sequence ids and masks.
 
+How a document is encoded, its modality knows (modalities.py); some hand over bytes that go along with each token.
+
 One job, one unit of work: what a killed run has finished is not made again. Jobs know nothing of each other, so they
 are worked in any order, here or at workers of Dask or Ray. Splits never share a row.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from . import packing
+from . import modalities, packing
 from .artifacts import file_digest, finish_unit, finished_unit, save_array
-from .engines import REFERENCE, TextEncoder, check_parity, open_engine
 from .errors import DataError
 from .packing import SPECIALS, Text
 from .rows import table, write
-from .spans import Span, in_batches, read_span
+from .spans import Span, read_span
 from .words import sentence_begins, word_begins
 
-CHECKED_BYTES = 2048
-"""Text of each span, and split, that a fast engine's ids are compared on: some 3 % of its time."""
+
+class Differs(DataError):
+    """An engine gave other ids than the reference, or fails: a reason to do without it."""
 
 
-class ParityError(DataError):
-    """A fast engine gave other ids than the reference."""
+class Encoded(NamedTuple):
+    """Documents as tokens."""
+
+    tokens: NDArray[np.int32]
+    """Ordinary ones, end to end (Σ,)."""
+    sizes: NDArray[np.int64]
+    """How many each document has (N,)."""
+    payload: NDArray[np.uint8] | None = None
+    """Bytes that go along with each token (Σ, P); None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,12 @@ class Job:
 
     span: Span
     scratch: str
+    modality: str
     engine: str
     tokenizer: str
-    """Path of tokenizer.json."""
+    """Path of the vocabulary's file that documents are encoded by."""
     words: str
-    """Path of words.npy."""
+    """Path of words.npy; "" where nothing but documents is kept together."""
     size: int
     """V."""
     special_ids: dict[str, int]
@@ -71,23 +80,22 @@ def make_rows(job: Job) -> dict[str, Any]:
     """The unit's receipt: the books of each split ("splits"), its rows among them, and the sha256 of each file, which
     hours later is compared before the file is used ("digests"). Finished ones are found.
 
-    Raises ParityError where a fast engine is not equal to the reference, DataError for a damaged corpus.
+    Raises Differs where a fast engine is not equal to the reference, DataError for a damaged corpus.
     """
     scratch = Path(job.scratch)
     found = finished_unit(scratch, job.name)
     if found is not None:
         return found
-    if not job.alone:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    engine = open_engine(job.engine, Path(job.tokenizer))
-    words_V = np.load(job.words, allow_pickle=False)
+    front = modalities.module(modalities.MODALITIES[job.modality].tokens)
+    encode = front.open_encoder(job.engine, Path(job.tokenizer), job.alone)
+    words_V = np.load(job.words, allow_pickle=False) if job.words else np.zeros(job.size, np.uint8)
     books, files = {}, [scratch / job.unigrams]
     unigrams = np.zeros(job.size, np.int64)
-    for split, texts in read_span(job.span).items():
-        tokens, sizes = _encode(job, engine, texts)
-        counts = np.bincount(tokens, minlength=job.size)
-        rows, books[split] = _pack(job, words_V, tokens, sizes, counts)
-        books[split]["bytes"] = sum(int(pc.sum(pc.binary_length(part)).as_py() or 0) for part in texts)
+    for split, documents in read_span(job.span).items():
+        encoded = _checked(job, encode(documents))
+        counts = np.bincount(encoded.tokens, minlength=job.size)
+        rows, books[split] = _pack(job, words_V, encoded, counts)
+        books[split]["bytes"] = sum(int(pc.sum(pc.binary_length(part)).as_py() or 0) for part in documents)
         files.append(scratch / job.block(split))
         write(files[-1], rows)
         if split == "train":
@@ -97,46 +105,32 @@ def make_rows(job: Job) -> dict[str, Any]:
     return finish_unit(scratch, job.name, files, {"splits": books, "digests": digests})
 
 
-def _encode(job: Job, engine: TextEncoder, texts: list[pa.Array]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The tokens of a span's documents of one split, end to end, and how many each has."""
-    tokens, sizes = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-    for number, some in enumerate(in_batches(texts)):
-        if engine.name != REFERENCE and number == 0:
-            differs = check_parity(engine, open_engine(REFERENCE, Path(job.tokenizer)), _sample(some))
-            if differs:
-                raise ParityError(f"{engine.name} {engine.version} differs from {REFERENCE}: {differs}.")
-        ids, of_each = engine.encode(some)
-        tokens.append(ids)
-        sizes.append(of_each)
-    both = np.concatenate(tokens), np.concatenate(sizes)
-    if len(both[0]) and not 0 <= int(both[0].min()) <= int(both[0].max()) < job.size:
+def _checked(job: Job, encoded: Encoded) -> Encoded:
+    tokens = encoded.tokens
+    if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < job.size:
         raise DataError(
-            f"{job.tokenizer} gives ids up to {int(both[0].max())}, but the vocabulary has {job.size}; "
+            f"{job.tokenizer} gives ids up to {int(tokens.max())}, but the vocabulary has {job.size}; "
             "run `maskmill verify vocabulary`."
         )
-    return both
-
-
-def _sample(texts: list[str]) -> list[str]:
-    """Some of the texts, evenly spread: as many as are about CHECKED_BYTES, but each one's beginning only."""
-    step = max(1, len(texts) // 8)
-    return [text[: CHECKED_BYTES // 8] for text in texts[::step]]
+    return encoded
 
 
 def _pack(
-    job: Job, words_V: NDArray[np.uint8], tokens: NDArray[np.int32], sizes: NDArray[np.int64], counts: NDArray[np.int64]
+    job: Job, words_V: NDArray[np.uint8], encoded: Encoded, counts: NDArray[np.int64]
 ) -> tuple[pa.RecordBatch, dict[str, int]]:
     """The rows of some documents, and their books. `counts` are those of the tokens, int64 (V,)."""
+    tokens, sizes, payload = encoded
     words, sentences = word_begins(words_V, tokens), sentence_begins(words_V, tokens)
     text = Text(sizes, words, sentences)
     segments, packed = packing.lay(text, job.length, job.shortest, job.packing)
     special = job.special_ids
     ids = special["cls"], special["sep"], special["pad"]
     rows = packing.fill(tokens, text.first, segments, packed, job.length, ids)
+    along = None if payload is None else packing.along(payload, text.first, segments, packed, job.length)
     _check(job, rows, counts, len(segments.length))
     cuts = text.first[segments.document[segments.start > 0]] + segments.start[segments.start > 0]
     pieces = np.bincount(segments.document, minlength=len(sizes))
-    return table(rows, segments, packed, job.size), {
+    return table(rows, segments, packed, job.size, along), {
         "rows": packed.rows,
         "segments": len(segments.length),
         "tokens": int(segments.length.sum()),

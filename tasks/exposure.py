@@ -20,7 +20,8 @@ from .leakage import WORDS
 from .minhash import shingles, word_hashes
 from .progress import progress
 from .results import Exposure
-from .tokens import read_texts, texts_of
+from .spans import documents_of
+from .tokens import read_texts
 
 AT_ONCE = 1 << 19
 """Bytes of text whose words are looked at together."""
@@ -59,7 +60,7 @@ def exposure(
     found = np.zeros(len(sought.hashes), bool)
     counts = np.zeros(len(counted.hashes), np.int64)
     if len(found) or len(counts):
-        with progress("exposure", total=texts_of(corpus, "train"), unit="texts") as bar:
+        with progress("exposure", total=documents_of(corpus, "train"), unit="texts") as bar:
             for some, data in _portions(corpus):
                 hashes = word_hashes(data)
                 if len(found):

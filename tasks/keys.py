@@ -35,6 +35,8 @@ class Domain(IntEnum):
     """Where a span begins."""
     DROPOUT = 5
     """Where the generator of a micro-batch's dropout begins."""
+    BLOCK = 6
+    """Which rectangles are hidden."""
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

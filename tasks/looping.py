@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, flops, meter, profiling, verdict
+from . import checkpoint, flops, meter, modalities, profiling, verdict
 from .artifacts import load
 from .encoder import MaskedLanguageModel
 from .errors import InterruptedRun
@@ -118,7 +118,7 @@ def finish(training: Training, weights: dict[str, Tensor]) -> dict[str, Any]:
     whole = MaskedLanguageModel(training.sizes)
     load_parameters(whole.named_parameters(), weights)
     save_stock(whole, model)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in modalities.of(vocabulary.facts).files:
         shutil.copyfile(vocabulary.whole(name), model / name)
     loss, at_unigram = _last_loss(training)
     clock = training.points.clock
@@ -130,7 +130,7 @@ def finish(training: Training, weights: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "counts": {"steps": training.step, "tokens": training.tokens},
         "facts": {
-            "parameters": flops.parameters(training.sizes),
+            "parameters": sum(one.numel() for one in whole.parameters()),
             "steps": training.step,
             "tokens": training.tokens,
             "positions": training.timeline.positions,

@@ -16,6 +16,8 @@ groups in the order of the key of their first position, ties by position; the la
     whole-word   a group is a word (Devlin et al. 2019, the release of whole-word models)
     span         a group is a span; lengths are geometric (Joshi et al. 2020, SpanBERT): each position begins a new
                  one with probability 1/span, by a key of its own
+    block        a group is a rectangle of a grid (Bao et al. 2022, BEiT), in the order in which they are drawn, less
+                 what earlier ones hold (rectangles.py); the last one is cut at the end of a row or within one
 
 So every policy hides exactly as many, a lower rate hides a subset of what a higher one hides, any machine that knows
 the address draws the same 𝓜, and a stored draw can be proved.
@@ -33,6 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import UsageError
 from .keys import Domain, keys, keys_from
+from .rectangles import Grid, check, in_rectangles
 
 Array = NDArray[Any]
 
@@ -41,7 +44,7 @@ EVALUATION_SEED = 181004805
 """Seed of the draws of validation and test. One uniform draw is stored of them, whatever the train split's policy and
 K: frozen, so that all models of one vocabulary, L and packing are asked the same."""
 
-POLICIES = ("uniform", "whole-word", "span")
+POLICIES = ("uniform", "whole-word", "span", "block")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Policy:
     """One of POLICIES."""
     span: int = 3
     """Mean length of a span, in tokens; for "span" only."""
+    grid: Grid = (0, 0)
+    """Rows and columns in which the tokens of every segment lie; for "block" only."""
 
     @property
     def of_words(self) -> bool:
@@ -190,8 +195,11 @@ def draw(
     """Draw `number` of 𝓜 for some rows: bool (R, L). See `segment_ids` for lengths and offsets.
 
     begins_RL   where words begin, bool (R, L): what "whole-word" needs
+    Raises UsageError for "block" where the segments do not lie in its grid.
     """
     layout = Layout(lengths, offsets, length, rate)
+    if policy.name == "block":
+        check(policy.grid, layout.tokens_S)
     ids_S = np.asarray(sequence_ids, dtype=np.uint64)[layout.row_S]
     at_S = layout.first_S - layout.row_S * length
     hidden = np.zeros(layout.rows * length, dtype=bool)
@@ -201,6 +209,8 @@ def draw(
         if policy.of_words:
             assert begins_RL is not None, "whole-word masks need to know where words begin"
             begins_NW = _cut_out(begins_RL, layout.first_S[segments], wide)
+        elif policy.name == "block":
+            keys_NW = in_rectangles(seed, number, *address, policy.grid, keys_NW)
         elif policy.name == "span":
             begins_NW = keys_from(seed, Domain.SPAN, number, *address, wide) <= np.uint64(policy.boundary)
         if begins_NW is not None:

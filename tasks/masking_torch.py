@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import keys, masking
+from . import keys, masking, rectangles
 
 _SIGN = -(2**63)
 """Flipping the sign turns the unsigned order into the signed one."""
@@ -40,6 +40,9 @@ def draw_torch(
     else:
         begins_RL = None
     keys_RL = keys_torch(seed, keys.Domain.CHOICE, number, sequence_ids_R, length)
+    if policy.name == "block":
+        layout = masking.Layout(lengths, offsets, length, rate)
+        keys_RL = _in_rectangles(seed, number, sequence_ids_R, layout, policy.grid, keys_RL)
     return choose_torch(keys_RL, lengths, offsets, rate, begins_RL)
 
 
@@ -84,6 +87,26 @@ def choose_torch(
     positions = order_RL.flatten()[torch.from_numpy(taken).to(device)]
     flat = torch.from_numpy(np.repeat(layout.row_S, hidden_S) * length).to(device) + positions
     return torch.zeros(rows * length, dtype=torch.bool, device=device).index_fill(0, flat, True).reshape(rows, length)
+
+
+def _in_rectangles(
+    seed: int, number: int, sequence_ids_R: Tensor, layout: masking.Layout, grid: rectangles.Grid, keys_RL: Tensor
+) -> Tensor:
+    """`rectangles.in_rectangles` for the positions of all segments; the others keep their keys."""
+    rectangles.check(grid, layout.tokens_S)
+    device, size, count = keys_RL.device, grid[0] * grid[1], rectangles.number_of(grid)
+    row_S, first_S = (torch.from_numpy(one).to(device) for one in (layout.row_S, layout.first_S))
+    wide = layout.length + rectangles.DRAWS * count
+    drawn_RX = _shifted(keys_torch(seed, keys.Domain.BLOCK, number, sequence_ids_R, wide), 32)
+    at_S1 = (first_S + row_S * (wide - layout.length))[:, None]
+    upper_S3K = drawn_RX.flatten()[at_S1 + torch.arange(rectangles.DRAWS * count, device=device)]
+    first_SW = rectangles.first_rectangle(upper_S3K, grid, torch)
+    place_W = torch.arange(size, device=device)
+    inside_SW, at_SW = first_SW < count, first_S[:, None] + place_W
+    keys_N = keys_RL.flatten()
+    order_SW = (first_SW << 16) | torch.where(inside_SW, place_W, 0)
+    lower_SW = torch.where(inside_SW, 0, _shifted(keys_N[at_SW], 32))
+    return keys_N.index_put((at_SW,), (order_SW << 32) | lower_SW).reshape(keys_RL.shape)
 
 
 def _of_groups(keys_RL: Tensor, begins_RL: Tensor) -> Tensor:

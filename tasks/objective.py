@@ -9,13 +9,15 @@ Suffixes: B rows, L positions, M slots for masked positions (a constant capacity
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .encoder import MaskedLanguageModel, Segments
+from . import modalities
+from .encoder import MaskedLanguageModel, Prediction, Segments, carried
 from .sublayers import TiedEmbedding
 from .tiles import ROWS_LENGTH
 
@@ -105,23 +107,48 @@ def masked_loss(
     masked_M: Tensor,
     targets_M: Tensor,
     weights_M: Tensor,
+    payload_BLP: Tensor | None = None,
 ) -> Loss:
     """Equations (2) to (5) for one micro-batch; under autocast the products run in its type.
 
-    `masked_M` are flat indices into B*L, `targets_M` the hidden token ids (both int64), `weights_M` float32: 1 for a
-    masked position, 0 for a spare slot (whose index and target may be any valid numbers).
+    `masked_M` are flat indices into B*L, `weights_M` float32: 1 for a masked position, 0 for a spare slot (whose index
+    and target may be any valid numbers). `targets_M` are what the head is asked for: hidden token ids (int64), or the
+    bytes that go along with them (uint8, (M, P)). `payload_BLP` is what a model sees of such bytes.
     """
-    embedding_VD, bias_V = model.encoder.embedding.weight, model.prediction.bias
-    if model.encoder.by_hand(embedding_VD):
+    encoder, embedding_VD = model.encoder, model.encoder.embedding.weight
+    if encoder.by_hand(embedding_VD) and isinstance(model.prediction, Prediction):
         rows_BLD, embedding_VD = TiedEmbedding.apply(embedding_VD, tokens_BL)  # type: ignore[no-untyped-call]
     else:
-        rows_BLD = model.encoder.embedding(tokens_BL)
-    h_MD = model.prediction.features(model.encoder.states(rows_BLD, segments, masked_M))
+        rows_BLD = encoder.embedding(tokens_BL)
+    h_MD = encoder.states(encoder.shown(rows_BLD, tokens_BL, segments, payload_BLP), segments, masked_M)
+    if isinstance(model.prediction, Prediction):
+        return _categorical(model.prediction, h_MD, embedding_VD, targets_M, weights_M)
+    return _gaussian(model, h_MD, targets_M, weights_M)
+
+
+def _gaussian(model: MaskedLanguageModel, h_MD: Tensor, bytes_MP: Tensor, weights_M: Tensor) -> Loss:
+    """−log p of unit-variance Gaussians: Σ_j w_j (½ ‖x_j − μ_j‖² + P/2 · log 2π), x the standardised bytes.
+
+    Nothing is right or wrong here, so no prediction counts as correct.
+    """
+    config = carried(model.config)
+    assert config is not None
+    x_MP = modalities.module(modalities.MODALITIES[config.modality].embedding).standardised(bytes_MP, config.payload)
+    squares_M = (x_MP - model.head(h_MD).float()).square().sum(dim=-1)
+    nll_M = 0.5 * squares_M + 0.5 * x_MP.shape[1] * math.log(2 * math.pi)
+    return Loss((nll_M * weights_M).sum(), weights_M.new_zeros(()))
+
+
+def _categorical(
+    prediction: Prediction, h_MD: Tensor, embedding_VD: Tensor, targets_M: Tensor, weights_M: Tensor
+) -> Loss:
+    """−log p of the tokens: `SummedCrossEntropy`."""
+    h_MD = prediction.features(h_MD)
     if torch.is_autocast_enabled(h_MD.device.type):
         h_MD = h_MD.to(torch.get_autocast_dtype(h_MD.device.type))
     learn = torch.is_grad_enabled()
     nll, correct = SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        h_MD, embedding_VD, bias_V, targets_M, weights_M, learn
+        h_MD, embedding_VD, prediction.bias, targets_M, weights_M, learn
     )
     return Loss(nll, correct)
 
@@ -134,9 +161,15 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor, targets_M: Tensor, weights_M: Tensor
+        self,
+        tokens_BL: Tensor,
+        segments: Segments,
+        masked_M: Tensor,
+        targets_M: Tensor,
+        weights_M: Tensor,
+        payload_BLP: Tensor | None = None,
     ) -> Loss:
-        return masked_loss(self.model, tokens_BL, segments, masked_M, targets_M, weights_M)
+        return masked_loss(self.model, tokens_BL, segments, masked_M, targets_M, weights_M, payload_BLP)
 
 
 class Compiled(nn.Module):
@@ -148,14 +181,20 @@ class Compiled(nn.Module):
         self.compiled = torch.compile(objective, dynamic=False)
 
     def forward(
-        self, tokens_BL: Tensor, segments: Segments, masked_M: Tensor, targets_M: Tensor, weights_M: Tensor
+        self,
+        tokens_BL: Tensor,
+        segments: Segments,
+        masked_M: Tensor,
+        targets_M: Tensor,
+        weights_M: Tensor,
+        payload_BLP: Tensor | None = None,
     ) -> Loss:
         kind = tokens_BL.device.type
         if kind == "cpu":  # what the host computes once a batch stays outside of the graph
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
             for is_global in (True, False):
                 segments.bias(is_global, dtype)
-        return self.compiled(tokens_BL, segments, masked_M, targets_M, weights_M)
+        return self.compiled(tokens_BL, segments, masked_M, targets_M, weights_M, payload_BLP)
 
 
 def compile_objective(objective: Objective) -> nn.Module:

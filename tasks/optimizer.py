@@ -61,8 +61,9 @@ class OptimizerConfig:
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes it: a matrix that maps hidden states to hidden states, so not the embedding."""
-    return parameter.ndim == 2 and not name.startswith("encoder.embedding.")
+    """Whether Muon takes it: a matrix that maps hidden states to hidden states, so no embedding, and no means of bytes."""
+    outside = ("encoder.embedding.", "encoder.payload.", "prediction.mean.")
+    return parameter.ndim == 2 and not name.startswith(outside)
 
 
 class Muon(torch.optim.Muon):

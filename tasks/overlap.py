@@ -17,7 +17,8 @@ from .artifacts import Manifest
 from .evidence import ids_of
 from .minhash import NO_WORDS, NearDuplicates, Signer
 from .progress import progress
-from .tokens import read_documents, texts_of
+from .spans import documents_of
+from .tokens import read_documents
 
 EXAMPLES = 10
 """Documents that are named."""
@@ -36,7 +37,7 @@ def copies(corpus: Manifest, others: Sequence[Manifest] = ()) -> dict[str, Any]:
     if not measured:
         return found
     heldout = _Heldout(corpus, settings)
-    total = sum(texts_of(one, "train") for one in measured)
+    total = sum(documents_of(one, "train") for one in measured)
     with progress("evaluate: copies of the test set", total=total, unit="documents") as bar:
         for one in measured:
             for split, batch in read_documents(one):

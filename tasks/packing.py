@@ -7,6 +7,7 @@ on every machine and for any number of workers. Nothing here knows what a token 
     best-fit    long documents are cut to rows; segments are packed by best fit, longest first; then the emptiest rows
                 are taken apart and their documents cut to fill the gaps of the others (`top_up`)
     in-order    the documents one after the other; what does not fit into a row goes on in the next
+    whole       best fit, and no document is cut that fits into a row: no row is taken apart
 
     n tokens of a document      M ordinary tokens of a segment      M + 2 positions in a row of L
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 SPECIALS = 2
 """[CLS] and [SEP]: positions of every segment that are never hidden."""
-METHODS = ("best-fit", "in-order")
+METHODS = ("best-fit", "in-order", "whole")
 
 Ints = NDArray[np.int64]
 
@@ -139,6 +140,9 @@ def lay(text: Text, length: int, shortest: int, method: str = "best-fit") -> tup
     if method == "in-order":
         return _in_order(text, length, shortest)
     segments = cut(text, length, shortest)
+    if method == "whole":
+        row_of, rows = best_fit(segments.length, length)
+        return segments, _laid_out(row_of, segments.length + SPECIALS, rows)
     segments, row_of, rows = top_up(text, segments, *best_fit(segments.length, length), length, shortest)
     return segments, _laid_out(row_of, segments.length + SPECIALS, rows)
 
@@ -303,3 +307,19 @@ def fill(
     for begin, origin, tokens_ in zip((target + 1).tolist(), source.tolist(), size.tolist(), strict=True):
         rows[begin : begin + tokens_] = tokens[origin : origin + tokens_]
     return rows.reshape(packing.rows, length)
+
+
+def along(
+    payload: NDArray[np.uint8], first: Ints, segments: Segments, packing: Packing, length: int
+) -> NDArray[np.uint8]:
+    """The bytes of each position of the rows, (R, L, P): zeros where no ordinary token is.
+
+    payload   (Σ sizes, P) those of all tokens, end to end; the others as in `fill`
+    """
+    rows = np.zeros((packing.rows * length, payload.shape[1]), np.uint8)
+    size = segments.length[packing.order]
+    target = packing.row * length + packing.column + 1
+    source = first[segments.document[packing.order]] + segments.start[packing.order]
+    for begin, origin, tokens_ in zip(target.tolist(), source.tolist(), size.tolist(), strict=True):
+        rows[begin : begin + tokens_] = payload[origin : origin + tokens_]
+    return rows.reshape(packing.rows, length, -1)

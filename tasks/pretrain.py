@@ -60,6 +60,8 @@ def _resolved(config: PretrainConfig, fork: Manifest | None) -> dict[str, Any]:
     """All settings, with what follows from names and from this machine in place of auto and 0."""
     settings = asdict(config)
     del settings["size"]
+    if (config.input, config.target) == ("tokens", "tokens"):
+        del settings["input"], settings["target"]
     settings |= dimensions(config.size, settings)
     device = device_kind(config.device)
     settings |= {

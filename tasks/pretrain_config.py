@@ -19,6 +19,10 @@ state, so it is no matter when one is taken."""
 class PretrainConfig:
     """The model, how it is trained, and on what."""
 
+    input: str = "tokens"
+    """What the model sees of a token: its id (tokens), or the bytes that the shards carry with it (payload)."""
+    target: str = "tokens"
+    """What it is asked for where one is hidden: its id, or these bytes."""
     size: str = "mini"
     """tiny 2x128, mini 4x128, small 6x256, medium 8x512, base-12 12x768, base 22x768, large 28x1024. Each dimension
     that is 0 is that of the size."""
@@ -171,6 +175,8 @@ class PretrainConfig:
 
     def _check_choices(self) -> None:
         for name, known in (
+            ("input", ("tokens", "payload")),
+            ("target", ("tokens", "payload")),
             ("optimizer", ("muon", "adamw")),
             ("matrix_adjustment", ("original", "match_rms_adamw")),
             ("compile", ("auto", "on", "off")),

@@ -6,6 +6,8 @@ segments     list<struct>                            of each row, its segments; 
   length       uint16                                  specials included: M + 2
   document     uint32                                  the document's index in the split
   start        uint32                                  its first token's offset in the document
+payload      fixed_size_binary(L · P)                bytes that go along with each token, zeros at other positions;
+                                                     only where the vocabulary has them
 draw_0 …     fixed_size_binary(L / 8)                draws of 𝓜, position j at bit j % 8 of byte j // 8
 """
 
@@ -54,10 +56,16 @@ class Masks(NamedTuple):
         return masking.draw(self.seed, number, sequence, *layout, self.policy, begins_RL)
 
 
-def table(rows: NDArray[np.int32], segments: Segments, packed: Packing, vocabulary: int) -> pa.RecordBatch:
+def table(
+    rows: NDArray[np.int32],
+    segments: Segments,
+    packed: Packing,
+    vocabulary: int,
+    payload: NDArray[np.uint8] | None = None,
+) -> pa.RecordBatch:
     """The columns of a block of rows that do not depend on where the block stands in its split.
 
-    rows  (R, L) tokens;  vocabulary  V
+    rows  (R, L) tokens;  vocabulary  V;  payload  (R, L, P)
     """
     offsets = np.searchsorted(packed.row, np.arange(packed.rows + 1))
     width = np.uint16 if vocabulary <= 1 << 16 else np.uint32
@@ -70,6 +78,8 @@ def table(rows: NDArray[np.int32], segments: Segments, packed: Packing, vocabula
             segments.start[packed.order],
         ),
     }
+    if payload is not None:
+        columns["payload"] = _fixed_binary(payload.reshape(len(payload), rows.shape[1] * payload.shape[2]))
     return pa.record_batch(columns)
 
 
@@ -93,13 +103,14 @@ def joined(blocks: list[pa.RecordBatch], first_documents: list[int], first: int)
     if first_documents[-1] + len(counts) * tokens.shape[1] >= 1 << 32:  # at most so many in the last block
         raise DataError("A split has more documents than 32 bits can number; make shards of parts of the corpus.")
     columns[1] = columns[1] + np.repeat(first_documents, [len(part.values) for part in parts]).astype(np.uint32)
-    return pa.record_batch(
-        {
-            "tokens": pa.FixedSizeListArray.from_arrays(numbers(tokens.reshape(-1)), tokens.shape[1]),
-            "sequence": numbers(np.arange(first, first + len(tokens), dtype=np.uint64)),
-            "segments": _records(np.cumsum([0, *counts]), *columns),
-        }
-    )
+    whole = {
+        "tokens": pa.FixedSizeListArray.from_arrays(numbers(tokens.reshape(-1)), tokens.shape[1]),
+        "sequence": numbers(np.arange(first, first + len(tokens), dtype=np.uint64)),
+        "segments": _records(np.cumsum([0, *counts]), *columns),
+    }
+    if "payload" in blocks[0].schema.names:
+        whole["payload"] = _fixed_binary(np.concatenate([_bytes_of(block, "payload") for block in blocks]))
+    return pa.record_batch(whole)
 
 
 def with_draws(rows: pa.RecordBatch, draws_K: list[NDArray[np.uint8]]) -> pa.RecordBatch:
@@ -146,10 +157,20 @@ def tokens_of(batch: pa.RecordBatch) -> NDArray[Any]:
     return values(column.values).reshape(-1, length)[column.offset :][: len(column)]
 
 
-def stored_draw(batch: pa.RecordBatch, number: int, length: int) -> NDArray[np.uint8]:
+def stored_draw(batch: pa.RecordBatch, number: int) -> NDArray[np.uint8]:
     """A stored draw, as in the memory map: uint8 (R, L / 8)."""
-    column = batch.column(f"draw_{number}")
-    return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, length // 8)[column.offset :][: len(column)]
+    return _bytes_of(batch, f"draw_{number}")
+
+
+def payload_of(batch: pa.RecordBatch, length: int) -> NDArray[np.uint8]:
+    """The bytes that go along with each token, as in the memory map: uint8 (R, L, P)."""
+    return _bytes_of(batch, "payload").reshape(len(batch), length, -1)
+
+
+def _bytes_of(batch: pa.RecordBatch, name: str) -> NDArray[np.uint8]:
+    column = batch.column(name)
+    width = column.type.byte_width
+    return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)[column.offset :][: len(column)]
 
 
 def draw(batch: pa.RecordBatch, masks: Masks, number: int) -> Iterator[NDArray[np.uint8]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import masking
 from .batches import Batch, ShardReader, frozen_batch
-from .encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise
+from .encoder import MaskedLanguageModel, Segments, config_of, initialise
 from .stock import load_stock
 
 TOP = 5
@@ -202,7 +202,7 @@ def load_model(folder: Path, device: str) -> MaskedLanguageModel:
 
 def untrained_model(config: Mapping[str, Any], seed: int, counts_V: NDArray[Any], device: str) -> MaskedLanguageModel:
     """The model as training found it: same sizes, same seed, decoder bias at the unigram frequencies."""
-    model = MaskedLanguageModel(EncoderConfig(**config))
+    model = MaskedLanguageModel(config_of(config))
     initialise(model, seed, counts_V)
     return model.to(device).eval()
 

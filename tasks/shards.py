@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -19,17 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import draws, encoding, engines, masking, packing
+from . import draws, encoding, masking, modalities, packing
 from .artifacts import Built, Identity, Manifest, Store, Workspace, save_array
 from .draws import verify_masks
-from .encoding import ParityError
+from .encoding import Differs
 from .errors import DataError, UsageError
 from .hardware import thread_count
 from .masking import Policy
 from .parallel import Pool, in_order, processes, threads
 from .progress import progress, say
-from .spans import Span, in_batches, read_span, spans
-from .tokens import SPLITS, texts_of
+from .spans import SPLITS, Span, documents_of, spans
 
 __all__ = ["STAGE", "VERSION", "ShardsConfig", "identity", "shards", "verify_masks"]
 
@@ -39,14 +38,12 @@ LONGEST = 65528
 """Segment lengths are stored in 16 bits."""
 NOT_IDENTITY = {"workers"}
 SMALL_BYTES = 8 << 20
-"""Less text than this is worked in this process: starting others would take longer."""
+"""Less than this is worked in this process: starting others would take longer."""
 FEW = 4
 """So many workers are threads of this process: encoding and numpy run beside each other there, and processes take a
-second to start. What holds the interpreter, some 15 ms for a megabyte, would slow down more of them."""
+second to start. What holds the interpreter, some 15 ms for a megabyte of text, would slow down more of them."""
 UNDER_TRAINED = 100
 """An id that occurs more rarely in the train split will hardly be learnt."""
-PARITY_BYTES = 256 << 10
-"""Text that a fast engine is tried on before it is used."""
 
 
 class Done(NamedTuple):
@@ -70,17 +67,19 @@ class ShardsConfig:
     seed: int = 0
     """Of the draws of the train split; validation and test have one uniform draw, with a frozen seed."""
     policy: str = "uniform"
-    """Which tokens are hidden together: "uniform" (each by itself), "whole-word" or "span"."""
+    """Which tokens are hidden together: "uniform" (each by itself), "whole-word" or "span"; "block" (rectangles) where
+    the tokens of a document lie in a grid."""
     span: int = 3
     """Mean length of a span, in tokens; lengths are geometric. For the policy "span" only."""
     corruption: str = "mask"
     """What stands at a hidden position: "mask" ([MASK] always) or "80/10/10" (BERT's)."""
     packing: str = "best-fit"
-    """How documents come into rows: "best-fit", or "in-order" (neighbours stay neighbours, more of them are cut)."""
+    """How documents come into rows: "best-fit", "in-order" (neighbours stay neighbours, more of them are cut), or
+    "whole" (no document is cut that fits into a row)."""
     block_bytes: int = 8 << 20
-    """Text that is encoded and packed at a time, about; a worker needs some fifteen times this."""
+    """Of documents that are encoded and packed at a time, about; a worker needs some fifteen times this."""
     shard_bytes: int = 64 << 20
-    """Text of a shard, about."""
+    """Documents of a shard, about."""
     workers: int = 0
     """Processes; 0 takes one per core. Does not change the result."""
 
@@ -150,13 +149,17 @@ class _Making:
     def __init__(self, config: ShardsConfig, corpus: Manifest, vocabulary: Manifest, work: Workspace) -> None:
         self.config, self.corpus, self.work = config, corpus, work
         self.vocabulary, self.facts = vocabulary, vocabulary.facts
-        self.tokenizer, self.words = (vocabulary.whole(name) for name in ("tokenizer.json", "words.npy"))
-        self.engine = engines.REFERENCE
+        self.modality = modalities.of(self.facts)
+        self.front = modalities.module(self.modality.tokens)
+        self.tokenizer = vocabulary.whole(self.modality.files[0])
+        self.words = str(vocabulary.whole("words.npy")) if "words.npy" in vocabulary.files else ""
+        self.engine = self.front.REFERENCE
         self.alone = True
 
     def make(self, pool: Pool | None) -> Built:
         for split in SPLITS:
-            _refuse_empty(split, texts_of(self.corpus, split))
+            _refuse_empty(split, documents_of(self.corpus, split))
+        _check_grid(self.config, self.facts)
         started = time.monotonic()
         found = spans(self.corpus, self.config.block_bytes)
         with ExitStack() as stack:
@@ -176,6 +179,7 @@ class _Making:
             **{name: value for name, value in asdict(self.config).items() if name not in NOT_IDENTITY},
             "sampler": masking.SAMPLER,
             "vocabulary": {key: self.facts[key] for key in ("size", "special_ids", "ordinary")},
+            **{key: self.facts[key] for key in ("modality", "payload") if key in self.facts},
             "fill_rate": round(full / positions, 6),
             "cut_rate": round(counts["documents_cut"] / max(counts["documents"], 1), 6),
             **_rare(unigrams, masking.ids_in(self.facts["ordinary"])),
@@ -195,19 +199,19 @@ class _Making:
 
     def _rows(self, found: list[Span], pool: Pool | None) -> list[Done]:
         """The spans' jobs and receipts, in order. Where the fast engine is not equal after all, all is made again."""
-        self.engine, why = engines.choose(self.tokenizer, self._sample(found))
-        if engines.installed():
+        self.engine, why = self.front.settle(self.tokenizer, found)
+        if why:
             say(f"{STAGE:<10}  engine {self.engine}: {why}")
         try:
             return self._encode(found, pool)
-        except (ParityError, engines.FastFails) as error:
-            say(f"{STAGE:<10}  {error} All spans are encoded again by {engines.REFERENCE}.")
-            self.engine = engines.REFERENCE
+        except Differs as error:
+            say(f"{STAGE:<10}  {error} All spans are encoded again by {self.front.REFERENCE}.")
+            self.engine = self.front.REFERENCE
             return self._encode(found, pool)
 
     def _encode(self, found: list[Span], pool: Pool | None) -> list[Done]:
         done = []
-        with progress(STAGE, sum(texts_of(self.corpus, split) for split in SPLITS), "documents") as bar:
+        with progress(STAGE, sum(documents_of(self.corpus, split) for split in SPLITS), "documents") as bar:
             for job, receipt in in_order(map(self._job, found), encoding.make_rows, pool):
                 done.append(Done(job, receipt["splits"], receipt["digests"]))
                 bar.advance(sum(books["documents"] for books in receipt["splits"].values()))
@@ -217,9 +221,10 @@ class _Making:
         return encoding.Job(
             span,
             str(self.work.scratch),
+            modalities.name_of(self.facts),
             self.engine,
             str(self.tokenizer),
-            str(self.words),
+            self.words,
             self.facts["size"],
             dict(self.facts["special_ids"]),
             self.config.length,
@@ -227,16 +232,6 @@ class _Making:
             self.config.packing,
             self.alone,
         )
-
-    def _sample(self, found: list[Span]) -> Iterator[str]:
-        """Documents from the beginning of the corpus, PARITY_BYTES of them."""
-        held = 0
-        for texts in read_span(found[0]).values() if engines.installed() and found else ():
-            for text in (text for some in in_batches(texts) for text in some):
-                if held > PARITY_BYTES:
-                    return
-                held += len(text)
-                yield text[:PARITY_BYTES]
 
     # Second pass: rows get their global sequence ids and their masks.
 
@@ -268,8 +263,8 @@ class _Making:
         return splits, seconds
 
     def _shard_jobs(self, split: str, done: list[Done]) -> Iterator[draws.Job]:
-        """Shards of consecutive blocks, as many as have about `shard_bytes` of text together."""
-        policy = Policy(self.config.policy, self.config.span)
+        """Shards of consecutive blocks, as many as have about `shard_bytes` of documents together."""
+        policy = Policy(self.config.policy, self.config.span, draws.grid_of(self.facts))
         seed, policy, number_of_draws = masking.manner_of(split, self.config.seed, policy, self.config.draws)
         fixed: dict[str, Any] = {"scratch": str(self.work.scratch), "seed": seed, "policy": policy}
         number, first, document = 0, 0, 0
@@ -288,7 +283,7 @@ class _Making:
                     first=first,
                     rate=self.config.rate,
                     draws=number_of_draws,
-                    words=str(self.words),
+                    words=self.words,
                     **fixed,
                 )
                 number, first = number + 1, first + sum(books["rows"] for _, books in some)
@@ -304,7 +299,8 @@ class _Making:
             draws.check_bytes(path, one.digests[path.name])
             unigrams += np.load(path, allow_pickle=False)
         save_array(self.work.folder / "unigrams.npy", unigrams)
-        shutil.copyfile(self.vocabulary.whole("words.npy"), self.work.folder / "words.npy")
+        if self.words:
+            shutil.copyfile(self.words, self.work.folder / "words.npy")
         return unigrams
 
     def _balance(self, done: list[Done], splits: dict[str, Any]) -> dict[str, int]:
@@ -315,7 +311,7 @@ class _Making:
             for one in done:
                 sums.update(one.books[split])
             pairs = [
-                ("documents", texts_of(self.corpus, split), sums["documents"]),
+                ("documents", documents_of(self.corpus, split), sums["documents"]),
                 ("tokens", sums["tokens"], splits[split]["tokens"]),
             ]
             for what, came, kept in pairs:
@@ -330,7 +326,7 @@ class _Making:
 
 
 def _grouped(blocks: list[tuple[Done, dict[str, int]]], bytes_each: int) -> Iterator[list[Any]]:
-    """Runs of blocks of about so much text; a larger block alone."""
+    """Runs of blocks of about so many bytes of documents; a larger block alone."""
     some: list[Any] = []
     held = 0
     for block in blocks:
@@ -344,9 +340,26 @@ def _grouped(blocks: list[tuple[Done, dict[str, int]]], bytes_each: int) -> Iter
 
 
 def _rare(unigrams_V: NDArray[np.int64], ordinary: NDArray[np.int64]) -> dict[str, int]:
-    """Ids that a text can have, but that the train split has never, or too rarely to be learnt."""
+    """Ids that a document can have, but that the train split has never, or too rarely to be learnt."""
     counts = unigrams_V[ordinary]
     return {"ids_unused": int((counts == 0).sum()), "ids_under_trained": int((counts < UNDER_TRAINED).sum())}
+
+
+def _check_grid(config: ShardsConfig, facts: Mapping[str, Any]) -> None:
+    """Raises UsageError where the settings do not fit documents whose tokens lie in a grid, or do not."""
+    rows, columns = draws.grid_of(facts)
+    if config.policy == "block" and not rows:
+        raise UsageError("shards.policy is block, and the tokens of these documents lie in no grid; use uniform.")
+    if (tokens := rows * columns) > config.length - packing.SPECIALS:
+        least = -(-(tokens + packing.SPECIALS) // 8) * 8
+        raise UsageError(
+            f"shards.length is {config.length}, and a document has {tokens:,} tokens that must not be cut, and two "
+            f"special ones; use {least} or more, or larger tokens."
+        )
+    if rows and config.packing != "whole":
+        raise UsageError(
+            f"shards.packing is {config.packing}, which may cut a document, and its tokens lie in a grid; use whole."
+        )
 
 
 def _refuse_empty(split: str, rows: int) -> None:

@@ -18,11 +18,15 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
+from . import modalities
 from .artifacts import write_atomic
-from .encoder import EncoderConfig, MaskedLanguageModel
+from .encoder import EncoderConfig, MaskedLanguageModel, PayloadConfig, carried
 from .errors import DataError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+OURS = "maskmill"
+"""The model type of what no stock model holds: one that has to do with the bytes that go along with tokens."""
+OF_OURS = ("input", "target", "modality", "payload")
 
 
 def stock_names(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
@@ -31,10 +35,7 @@ def stock_names(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
         "model.embeddings.tok_embeddings.weight": ("encoder.embedding.weight",),
         "model.embeddings.norm.weight": ("encoder.embedding_norm.weight",),
         "model.final_norm.weight": ("encoder.final_norm.weight",),
-        "head.dense.weight": ("prediction.dense.weight",),
-        "head.norm.weight": ("prediction.norm.weight",),
-        "decoder.bias": ("prediction.bias",),
-    }
+    } | _more_names(config)
     for layer in range(config.layers):
         stock, ours = f"model.layers.{layer}", f"encoder.layers.{layer}"
         if layer:
@@ -46,6 +47,22 @@ def stock_names(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
         names[f"{stock}.mlp.Wi.weight"] = tuple(f"{ours}.mlp.{part}.weight" for part in ("gate", "up"))
         names[f"{stock}.mlp.Wo.weight"] = (f"{ours}.mlp.down.weight",)
     return names
+
+
+def _more_names(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
+    """Those of the head, and of the embedding of what goes along with the tokens."""
+    mine = carried(config)
+    names: dict[str, tuple[str, ...]] = {}
+    if mine and mine.input == "payload":
+        parts = modalities.module(modalities.MODALITIES[mine.modality].embedding).PARAMETERS
+        names = {f"model.embeddings.{part}": (f"encoder.payload.{part}",) for part in parts}
+    if mine and mine.target == "payload":
+        return names | {f"head.mean.{part}": (f"prediction.mean.{part}",) for part in ("weight", "bias")}
+    return names | {
+        "head.dense.weight": ("prediction.dense.weight",),
+        "head.norm.weight": ("prediction.norm.weight",),
+        "decoder.bias": ("prediction.bias",),
+    }
 
 
 def to_stock(model: MaskedLanguageModel) -> dict[str, Tensor]:
@@ -76,7 +93,16 @@ def from_stock(state: Mapping[str, Tensor], config: EncoderConfig) -> MaskedLang
 
 
 def stock_config(config: EncoderConfig) -> dict[str, Any]:
-    """The content of config.json: every setting that the stock model would otherwise fill with a default of its own."""
+    """The content of config.json: every setting that the stock model would otherwise fill with a default of its own.
+
+    What no stock model holds has the same keys, and more, and another type.
+    """
+    mine = carried(config)
+    ours = {name: getattr(mine, name) for name in OF_OURS} if mine else {}
+    return _of_stock(config) | ({"architectures": ["Maskmill"], "model_type": OURS, **ours} if mine else {})
+
+
+def _of_stock(config: EncoderConfig) -> dict[str, Any]:
     return {
         "architectures": ["ModernBertForMaskedLM"],
         "model_type": "modernbert",
@@ -121,7 +147,8 @@ def stock_config(config: EncoderConfig) -> dict[str, Any]:
 def encoder_config(stock: Mapping[str, Any]) -> EncoderConfig:
     """The inverse of `stock_config`. DataError where a key is missing, or asks for what is not computed here."""
     try:
-        config = EncoderConfig(
+        ours = {name: stock[name] for name in OF_OURS} if stock["model_type"] == OURS else {}
+        config = (PayloadConfig if ours else EncoderConfig)(
             vocabulary_size=stock["vocab_size"],
             length=stock["max_position_embeddings"],
             layers=stock["num_hidden_layers"],
@@ -139,6 +166,7 @@ def encoder_config(stock: Mapping[str, Any]) -> EncoderConfig:
             cls_id=stock["cls_token_id"],
             sep_id=stock["sep_token_id"],
             mask_id=stock["mask_token_id"],
+            **ours,
         )
     except KeyError as missing:
         raise DataError(f"{CONFIG_FILE} lacks the key {missing}: save the model again.") from None

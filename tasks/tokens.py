@@ -19,19 +19,16 @@ from numpy.typing import NDArray
 from .arrays import numbers, values
 from .artifacts import Manifest
 from .errors import DataError
+from .spans import BATCH_BYTES, SPLITS
 from .spellings import METASPACE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPLITS = ("train", "validation", "test")
-
 PIECE = 8192
 """Characters of a piece, about: a novel encoded whole takes five times as long as its pieces, and only one core."""
 PIECE_LIMIT = 65536
 """A text without a space is cut here come what may: a word may be split in two, decoding stays exact."""
-BATCH_BYTES = 4 << 20
-"""Text read or encoded at a time; an encoder's results take some 100 bytes per token."""
 PIECES_AT_ONCE = 1024
 """Encoded at a time: 8 MB of a long document, for the same reason."""
 
@@ -121,11 +118,6 @@ def encode(tokenizer: "Tokenizer", texts: list[str]) -> tuple[NDArray[np.int32],
     text_of = np.repeat(np.arange(len(texts)), [len(some) for some in parts])
     sizes = np.bincount(text_of, weights=[len(some) for some in ids], minlength=len(texts)).astype(np.int64)
     return np.concatenate([np.zeros(0, np.int32), *ids]), sizes
-
-
-def texts_of(corpus: Manifest, split: str) -> int:
-    """How many texts `read_texts` yields of a split: a train document counts as often as its source's weight says."""
-    return corpus.counts[f"documents_{split}"] + (corpus.counts.get("copies", 0) if split == "train" else 0)
 
 
 def read_texts(corpus: Manifest) -> Iterator[tuple[str, pa.Array]]:

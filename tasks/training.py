@@ -24,7 +24,7 @@ from . import checkpoint, flops
 from .artifacts import Manifest, load
 from .batches import Batch, ShardReader, frozen_batch, hidden_in, segments_of_step, training_batch
 from .choices import Chosen, choose
-from .encoder import EncoderConfig, MaskedLanguageModel, Segments, initialise
+from .encoder import EncoderConfig, MaskedLanguageModel, PayloadConfig, Segments, carried, initialise
 from .errors import DataError, NumericError
 from .gradients import Gradients
 from .guards import Action, Guards, GuardsConfig
@@ -56,11 +56,13 @@ class Training:
         self.journal = Journal(self.folder, writer=ranks.first)
         shards = [_of_this_run(load(Path(path)), digest) for path, digest in job["shards"]]
         self.main = shards[-1]
-        self.readers = [ShardReader(one, "train") for one in shards]
+        self.sizes = encoder_config(self.config, self.main.facts)
+        self.along = carried(self.sizes) is not None
+        """Whether the model has to do with the bytes that go along with each token."""
+        self.readers = [ShardReader(one, "train", self.along) for one in shards]
         self.supplies = [Supply.of(one.facts, one.digest) for one in shards]
         self.counts = np.load(self.main.whole("unigrams.npy"), allow_pickle=False)
-        self.points = Points(self.journal, entropy(self.counts), self.device)
-        self.sizes = encoder_config(self.config, self.main.facts)
+        self.points = Points(self.journal, entropy(self.counts, self.sizes), self.device)
         self.validation = self._validation_batches()
         self.watch = Stopwatch(self.device)
         self.keeper = Keeper(self.checkpoints, before_receipt=self.journal.sync) if ranks.first else None
@@ -259,10 +261,15 @@ class Training:
         if not self.config["isolate"]:
             segment_ids_BL = segment_ids_BL.clamp(max=0)
         segments = Segments.from_ids(segment_ids_BL, self.sizes.window).to(self.device)
-        on_host = (batch.tokens_BL, batch.masked_M, batch.targets_M, batch.weights_M)
-        tokens_BL, masked_M, targets_M, weights_M = (one.to(self.device, non_blocking=True) for one in on_host)
+        targets_M, along = batch.targets_M, carried(self.sizes)
+        if along and along.target == "payload":
+            assert batch.payload_MP is not None
+            targets_M = batch.payload_MP
+        shown = (batch.payload_BLP,) if along and along.input == "payload" and batch.payload_BLP is not None else ()
+        on_host = (batch.tokens_BL, batch.masked_M, targets_M, batch.weights_M, *shown)
+        tokens_BL, *rest = (one.to(self.device, non_blocking=True) for one in on_host)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["dtype"] == "bfloat16"):
-            loss: Loss = objective(tokens_BL, segments, masked_M, targets_M, weights_M)
+            loss: Loss = objective(tokens_BL, segments, *rest)
         return loss
 
     def loss(self, batch: Batch) -> Loss:
@@ -273,7 +280,7 @@ class Training:
 
     def _validation_batches(self) -> list[Batch]:
         """The first rows of the validation split with their frozen draw: the same at every look, and a bounded cost."""
-        reader = ShardReader(self.main, "validation")
+        reader = ShardReader(self.main, "validation", self.along)
         rows = min(reader.rows, self.config["validation_rows"])
         size = max(1, (self.config["micro_tokens"] or self.config["batch_tokens"]) // reader.length)
         ids = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
@@ -349,7 +356,11 @@ def encoder_config(config: dict[str, Any], facts: Any) -> EncoderConfig:
     names = "layers width heads intermediate global_every window rope_global rope_local norm_eps dropout"
     special = {f"{name}_id": number for name, number in facts["vocabulary"]["special_ids"].items()}
     given = {name: config[name] for name in names.split()}
-    return EncoderConfig(vocabulary_size=facts["vocabulary"]["size"], length=facts["length"], **given, **special)
+    sizes = {"vocabulary_size": facts["vocabulary"]["size"], "length": facts["length"], **given, **special}
+    asks = {name: config.get(name, "tokens") for name in ("input", "target")}
+    if set(asks.values()) == {"tokens"}:
+        return EncoderConfig(**sizes)
+    return PayloadConfig(**sizes, **asks, modality=facts.get("modality", ""), payload=facts.get("payload", {}))
 
 
 def optimizer_config(config: dict[str, Any]) -> OptimizerConfig:
@@ -367,7 +378,13 @@ def optimizer_config(config: dict[str, Any]) -> OptimizerConfig:
     )
 
 
-def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the add-one-smoothed unigram distribution: the loss of one that knows frequencies only."""
+def entropy(counts: np.ndarray, sizes: EncoderConfig | None = None) -> float:
+    """The loss in nats of one that knows frequencies only: the entropy of the add-one-smoothed unigram distribution.
+
+    Of bytes that go along with a token: of one that says their mean, which is 0, where their variance is 1.
+    """
+    asked = carried(sizes) if sizes else None
+    if asked and asked.target == "payload":
+        return 0.5 * float(asked.payload["bytes"]) * (1 + math.log(2 * math.pi))
     share = (counts + 1.0) / (counts + 1.0).sum()
     return float(-(share * np.log(share)).sum())

@@ -19,9 +19,10 @@ from .artifacts import Built, Identity, Manifest, Store, Workspace, save_array, 
 from .errors import UsageError
 from .learning import Manner, learn, share_below
 from .progress import Bar, progress, say
+from .spans import documents_of
 from .special_tokens import SPECIAL_IDS, ordinary_ranges, reserve, set_template, special_token, tokenizer_config
 from .spellings import is_byte_level, spellings, token_bytes
-from .tokens import SPACES, SPACES_AND_LINES, pieces, read_documents, texts_of
+from .tokens import SPACES, SPACES_AND_LINES, pieces, read_documents
 from .vocabulary_card import card, render
 from .words import table_of
 
@@ -238,7 +239,7 @@ def learn_from(
     places = SPACES if manner.prefix_space else SPACES_AND_LINES
     passes = 2 if manner.model == "wordpiece" else 1
     what = "documents" if passes == 1 else "documents, twice each,"
-    with progress(STAGE, passes * texts_of(corpus, "train"), what) as bar:
+    with progress(STAGE, passes * documents_of(corpus, "train"), what) as bar:
 
         def texts() -> Iterator[list[str]]:
             counts.clear()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tasks import keys, masking
 from tasks.errors import UsageError
 from tasks.keys import Domain
-from tasks.masking import POLICIES, Policy
+from tasks.masking import Policy
 
 
 def one_segment(rows, tokens, length):
@@ -66,7 +66,7 @@ def test_a_rate_outside_0_to_1_is_refused(rate):
         masking.fraction(rate)
 
 
-policies = st.builds(Policy, st.sampled_from(POLICIES), st.sampled_from([1, 2, 3, 10]))
+policies = st.builds(Policy, st.sampled_from(("uniform", "whole-word", "span")), st.sampled_from([1, 2, 3, 10]))
 
 
 def words_at(rows, length, seed):

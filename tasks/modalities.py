@@ -1,0 +1,73 @@
+"""The modalities, and where the parts of each are. A new one is an entry here and the modules that it names.
+
+Each is found by its name: in a recipe (`modality:`), and in the facts of a vocabulary and of what is made with it,
+where a manifest without one is of text. Modules are named and not imported, since most runs need those of one modality
+only, and some of these are heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The parts of one."""
+
+    corpus: str
+    """Module of the stage: its sources become documents. CONFIG, `corpus`, `identity`."""
+    vocabulary: str
+    """Module of the stage: its documents become tokens. CONFIG, `vocabulary`, `identity`."""
+    column: str
+    """Of the corpus's Parquet files: what a document is."""
+    tokens: str
+    """Module that encodes documents for the shards: `settle`, `open_encoder`."""
+    agenda: str
+    """Module that knows what the stage evaluate asks: CONFIG, tasks, baselines, pictures."""
+    files: tuple[str, ...]
+    """Of the vocabulary: what a model needs beside its weights."""
+    embedding: str = ""
+    """Module of the embedding of what the shards carry with each token; "" where they carry nothing."""
+    served: str = ""
+    """File that a registered model is served by."""
+
+
+MODALITIES = {
+    TEXT: Modality(
+        corpus="corpus",
+        vocabulary="vocabulary",
+        column="text",
+        tokens="text_tokens",
+        agenda="agenda",
+        files=("tokenizer.json", "tokenizer_config.json"),
+        served="fill_mask.py",
+    ),
+    "images": Modality(
+        corpus="image_corpus",
+        vocabulary="image_vocabulary",
+        column="pixels",
+        tokens="image_tokens",
+        agenda="image_agenda",
+        files=("codebook.npy",),
+        embedding="patches",
+        served="fill_image.py",
+    ),
+}
+
+
+def name_of(facts: Mapping[str, Any]) -> str:
+    """Of a manifest's facts."""
+    return str(facts.get("modality", TEXT))
+
+
+def of(facts: Mapping[str, Any]) -> Modality:
+    """The modality of a manifest, by its facts."""
+    return MODALITIES[name_of(facts)]
+
+
+def module(name: str) -> Any:
+    """A module of this package."""
+    return import_module(f".{name}", __package__)
