@@ -1,25 +1,30 @@
-"""What an evaluation asks besides held-out tokens: a recipe's tasks, what of them the train split holds, sentences.
+"""What an evaluation asks of a model of text: a recipe's tasks, what of them the train split holds, sentences.
 
-The stage asks them of its model and the champion, `maskmill compare` of any models.
+The stage asks them of its model and the champion, `maskmill compare` of any models. Another modality has a module with
+the same functions: subject, scorer, untrained, baselines, strata, tasks_of, seen, predictions, pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from . import classification, cloze, minimal_pairs, pseudo_likelihood, tagging
+from . import bigram, classification, cloze, minimal_pairs, pseudo_likelihood, tagging
 from .artifacts import Manifest, finish_unit, finished_unit
+from .batches import ShardReader
 from .battery import Seen, Task
-from .errors import NumericError
+from .errors import NumericError, UsageError
 from .exposure import exposure
-from .results import Exposure, name_of
-from .subjects import Subject
+from .results import BIGRAM, UNIGRAM, Exposure, name_of
+from .scoring import Scorer, model_scorer, unigram, unigram_scorer, untrained_scorer
+from .strata import Stratum, by_frequency, by_part_of_word, by_place
+from .subjects import Ours, Subject, ours
 
 READERS: dict[str, Callable[[Any], Task]] = {
     "minimal_pairs": minimal_pairs.read,
@@ -32,6 +37,43 @@ DOWNSTREAM = ("classification", "tagging")
 """Those on which models are trained: there the untrained model is a baseline that says something."""
 TOP = 5
 """Tokens that are shown for a [MASK]."""
+
+
+def subject(weights: Manifest, vocabulary: Manifest, label: str, device: str, counts_V: NDArray[np.int64]) -> Ours:
+    """The model of a pretrain manifest."""
+    folder = weights.whole("model/model.safetensors").parent
+    return ours(folder, vocabulary.whole("tokenizer.json"), label, device, counts_V)
+
+
+def scorer(model: Ours) -> Scorer:
+    """What a model says of masked positions."""
+    return model_scorer(model.model)
+
+
+def untrained(model: Ours, sizes: Mapping[str, Any], seed: int, counts_V: NDArray[np.int64], device: str) -> Scorer:
+    """What it said before its first step."""
+    return untrained_scorer(sizes, seed, counts_V, device)
+
+
+def strata(reader: ShardReader, counts_V: NDArray[np.int64]) -> list[Stratum]:
+    """Classes of tokens, for tables."""
+    return [by_frequency(counts_V), by_part_of_word(reader.masks.words_V), by_place(reader.length)]
+
+
+def baselines(shards: Manifest, ordinary: Sequence[Sequence[int]]) -> tuple[dict[str, Scorer], str]:
+    """Unigram and bigram by label, of the train split; and what a reader has to know of them.
+
+    ordinary    half-open ranges of the ids that a text can have
+    """
+    train, counts_V = ShardReader(shards, "train"), np.load(shards.whole("unigrams.npy"), allow_pickle=False)
+    pairs, unigram_V = bigram.count(train, len(counts_V)), unigram(counts_V, ordinary)
+    remark = (
+        "Unigram: add-one smoothing. Bigram: of the left neighbour, interpolated with the unigram (Witten-Bell), which "
+        f"alone answers where that neighbour is hidden; from {pairs.tokens:,} tokens of the train split"
+    )
+    part = "" if pairs.every == 1 else f", every {pairs.every}th row of it"
+    scorers = {UNIGRAM: unigram_scorer(counts_V, ordinary), BIGRAM: bigram.bigram_scorer(pairs, unigram_V)}
+    return scorers, f"{remark}{part}."
 
 
 def tasks_of(
@@ -76,6 +118,22 @@ def seen(tasks: Iterable[Task], corpus: Manifest | None, scratch: Path) -> dict[
         name: Seen(Exposure(**page["exposure"]) if page["exposure"] else None, page["words"])
         for name, page in found.items()
     }
+
+
+def predictions(config: Any, model: Subject) -> list[dict[str, Any]]:
+    """Of the sentences of the settings. Raises UsageError for one that is longer than the context."""
+    found = filled(model, config.sentences)
+    for one in found:
+        if not one["masks"]:
+            raise UsageError(
+                f"evaluate.sentences: {one['text']!r} is longer than the context, {model.length} tokens; cut it."
+            )
+    return found
+
+
+def pictures(config: Any, model: Subject, shards: Manifest, folder: Path) -> dict[str, bytes]:
+    """PNGs for the report, by what they show; each is written to the folder, too. Text has none."""
+    return {}
 
 
 def filled(subject: Subject, sentences: Iterable[str]) -> list[dict[str, Any]]:

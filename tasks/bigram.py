@@ -89,7 +89,7 @@ def bigram_scorer(pairs: Pairs, unigram_V: NDArray[np.float64]) -> Scorer:
     table = _Table.of(pairs, unigram_V)
     best_VK, p_VK = table.best(pairs)
 
-    def said(tokens_BL: Tensor, segment_ids_BL: Tensor, masked_M: Tensor) -> Short:
+    def said(tokens_BL: Tensor, segment_ids_BL: Tensor, masked_M: Tensor, *_: Tensor) -> Short:
         left_M = tokens_BL.reshape(-1)[masked_M - 1].numpy()
 
         def answers(targets_M: Tensor) -> Answers:

@@ -2,12 +2,11 @@
 
 On the test split, with draws that are frozen for all models of one vocabulary: masked cross-entropy and what goes with
 it at several mask rates (intrinsic.py). Masks are nested, so the 15 % draw hides a part of what the stored one hides.
-On passages of the same split: bits per byte, which models of all vocabularies share (pseudo_likelihood.py). And on the
-evaluation sets of the recipe (agenda.py). Beside every score stand those of its baselines, of the model before training
-and of the champion where there is one. Hidden positions always show [MASK], whatever the policy in training was: that
-is the question a user asks. What the gate will need of it, sums by document, class and passage, goes into scores.arrow
-(evidence.py). Everything is float32; the last digits depend on the number of threads, which is therefore part of the
-identity.
+And what the modality's agenda holds (agenda.py: bits per byte and evaluation sets). Beside every score stand those of
+its baselines, of the model before training and of the champion where there is one. Hidden positions always show
+[MASK], whatever the policy in training was: that is the question a user asks. What the gate will need of it, sums by
+document, class and passage, goes into scores.arrow (evidence.py). Everything is float32; the last digits depend on the
+number of threads, which is therefore part of the identity.
 """
 
 import json
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import evidence
+from . import evidence, modalities
 from .artifacts import (
     Built,
     Identity,
@@ -30,8 +29,8 @@ from .artifacts import (
     finished_unit,
     write_atomic,
 )
-from .errors import NumericError, UsageError
-from .evaluate_config import EvaluateConfig, settings
+from .errors import NumericError
+from .evaluate_config import EvaluateConfig
 from .keys import permutation
 from .masking import EVALUATION_SEED, fraction
 from .overlap import copies
@@ -40,8 +39,10 @@ from .report import Curve, Examined, Report, page
 from .results import CHAMPION, MODEL, NAMES, UNTRAINED, Outcome, metrics_of, outcome_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .scoring import Scorer
-    from .subjects import Ours, Subject
+    from .subjects import Subject
 
 __all__ = ["EvaluateConfig", "evaluate", "identity", "summary"]
 
@@ -52,7 +53,7 @@ LINES = ("baseline_unigram", "baseline_bigram", UNTRAINED, CHAMPION)
 
 
 def identity(
-    config: EvaluateConfig,
+    config: Any,
     corpus_digest: str,
     vocabulary_digest: str,
     shards_digest: str,
@@ -61,17 +62,19 @@ def identity(
 ) -> Identity:
     """What the report is a function of. A model is not compared with itself: such a champion counts as none.
 
+    config      EvaluateConfig, or what another modality has in its place
+
     Raises UsageError for an evaluation set whose file is not there.
     """
     inputs = {"corpus": corpus_digest, "vocabulary": vocabulary_digest}
     inputs |= {"shards": shards_digest, "pretrain": pretrain_digest}
     if champion_digest not in (None, pretrain_digest):
         inputs["champion"] = str(champion_digest)
-    return Identity(STAGE, VERSION, settings(config), inputs)
+    return Identity(STAGE, VERSION, modalities.module(modalities.asked_of(config)).settings(config), inputs)
 
 
 def evaluate(
-    config: EvaluateConfig,
+    config: Any,
     corpus: Manifest,
     vocabulary: Manifest,
     shards: Manifest,
@@ -82,6 +85,7 @@ def evaluate(
     """Scores the model, or finds its report. A killed evaluation goes on with the task and model that it was at.
 
     Args:
+        config: EvaluateConfig, or what another modality has in its place.
         champion: the pretrain manifest of the model to beat; None where there is none. Masked scores of one with
             another vocabulary cannot be compared and are left out; those of texts can, where the store has that.
     Raises:
@@ -102,7 +106,7 @@ def evaluate(
 @dataclass
 class _Build:
     this: Identity
-    config: EvaluateConfig
+    config: Any
     corpus: Manifest
     vocabulary: Manifest
     shards: Manifest
@@ -115,7 +119,8 @@ class _Build:
 
         with threads(self.this.config["threads"]):
             model = self._subject(self.pretrain, self.vocabulary, MODEL)
-            predictions = self._predictions(model)
+            predictions = self.agenda.predictions(self.config, model)
+            pictures = self.agenda.pictures(self.config, model, self.shards, workspace.folder)
             rows, intrinsic = self._intrinsic(workspace.scratch, model)
             self._check(intrinsic)
             found, left_out = self._tasks(workspace.scratch, model)
@@ -124,7 +129,7 @@ class _Build:
         facts = self._facts(outcomes, rows, predictions) | {"left_out": left_out}
         report = facts | {"outcomes": [one.as_json() for one in outcomes]}
         write_atomic(workspace.folder / "report.json", json.dumps(report, indent=1, sort_keys=True).encode() + b"\n")
-        write_atomic(workspace.folder / "report.html", page(self._report(outcomes, facts)).encode())
+        write_atomic(workspace.folder / "report.html", page(self._report(outcomes, facts, pictures)).encode())
         write_atomic(workspace.folder / "curve.png", self._curve(facts["metrics"]))
         units = [unit for one in outcomes for unit in one.units]
         evidence.write(workspace.folder / evidence.FILE, units, self._about(outcomes, facts["test"]["digest"]))
@@ -190,16 +195,21 @@ class _Build:
 
     # Models.
 
-    def _subject(self, pretrain: Manifest, vocabulary: Manifest, label: str) -> "Ours":
+    @property
+    def agenda(self) -> Any:
+        """What the modality knows of an evaluation."""
+        return modalities.module(modalities.of(self.vocabulary.facts).agenda)
+
+    def _counts(self) -> "np.ndarray":
         import numpy as np
 
-        from .subjects import ours
+        return np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)  # type: ignore[no-any-return]
 
-        folder = pretrain.whole("model/model.safetensors").parent
-        counts = np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)
-        return ours(folder, vocabulary.whole("tokenizer.json"), label, self.this.config["device"], counts)
+    def _subject(self, pretrain: Manifest, vocabulary: Manifest, label: str) -> "Subject":
+        found: Subject = self.agenda.subject(pretrain, vocabulary, label, self.this.config["device"], self._counts())
+        return found
 
-    def _subjects(self, model: "Ours") -> dict[str, "Callable[[], Subject]"]:
+    def _subjects(self, model: "Subject") -> dict[str, "Callable[[], Subject]"]:
         """By label; the champion only where the vocabulary that it reads with is in the store."""
         seed = self.pretrain.facts["initial_seed"]
         found: dict[str, Callable[[], Subject]] = {MODEL: lambda: model, UNTRAINED: lambda: model.untrained(seed)}
@@ -232,22 +242,23 @@ class _Build:
 
     # Tasks.
 
-    def _intrinsic(self, scratch: Path, model: "Ours") -> tuple[list[int], list[Outcome]]:
+    def _intrinsic(self, scratch: Path, model: "Subject") -> tuple[list[int], list[Outcome]]:
         """The rows that were scored, and an outcome for each rate."""
         import numpy as np
 
         from . import intrinsic
         from .batches import ShardReader
 
-        reader = ShardReader(self.shards, "test")
+        reader = ShardReader(self.shards, "test", payload="payload" in self.shards.facts)
         rows = np.sort(permutation(EVALUATION_SEED, 0, reader.rows)[: self.config.max_rows or None])
         rates, numbers = self._rates(), [int(row) for row in rows]
         found = finished_unit(scratch, "intrinsic")
         if found is None:
-            scorers, remark = intrinsic.baselines(self.shards, self._can_be_hidden())
+            scorers, remark = self.agenda.baselines(self.shards, self._can_be_hidden())
             scorers = self._scorers(model) | scorers
             with progress("evaluate", total=len(rows) * len(rates), unit="rows") as bar:
-                asked = intrinsic.asked(self.shards, rows, self.corpus)
+                strata = self.agenda.strata(reader, self._counts())
+                asked = intrinsic.asked(reader, self.shards, rows, strata, self.corpus)
                 each = intrinsic.outcomes(asked, rates, scorers, self.config.rows_per_batch, bar.advance, [remark])
             # One text, since a unit sorts its keys, and the report shows labels in their order.
             page = json.dumps([one.as_json() for one in each])
@@ -259,26 +270,20 @@ class _Build:
         kept, _ = evidence.read_units(scratch / evidence.FILE)
         return numbers, [replace(one, units=kept) if one.task == own else one for one in each]
 
-    def _scorers(self, model: "Ours") -> dict[str, "Scorer"]:
-        import numpy as np
-
-        from .scoring import load_model, model_scorer, untrained_scorer
-
+    def _scorers(self, model: "Subject") -> dict[str, "Scorer"]:
         facts, device = self.pretrain.facts, self.this.config["device"]
-        counts_V = np.load(self.shards.whole("unigrams.npy"), allow_pickle=False)
-        untrained = untrained_scorer(facts["model"], facts["initial_seed"], counts_V, device)
-        found = {MODEL: model_scorer(model.model), UNTRAINED: untrained}
+        untrained = self.agenda.untrained(model, facts["model"], facts["initial_seed"], self._counts(), device)
+        found = {MODEL: self.agenda.scorer(model), UNTRAINED: untrained}
         if self.champion and self._comparable():
-            folder = self.champion.whole("model/model.safetensors").parent
-            found[CHAMPION] = model_scorer(load_model(folder, device))
+            found[CHAMPION] = self.agenda.scorer(self._subject(self.champion, self.vocabulary, CHAMPION))
         return found
 
-    def _tasks(self, scratch: Path, model: "Ours") -> tuple[list[Outcome], list[str]]:
+    def _tasks(self, scratch: Path, model: "Subject") -> tuple[list[Outcome], list[str]]:
         """An outcome for each task, and a sentence for each that is left out."""
-        from . import agenda, battery
+        from . import battery
 
-        tasks = agenda.tasks_of(self.config, self.corpus, self.shards, self._can_be_hidden())
-        return battery.run(tasks, self._subjects(model), agenda.seen(tasks, self.corpus, scratch), scratch)
+        tasks = self.agenda.tasks_of(self.config, self.corpus, self.shards, self._can_be_hidden())
+        return battery.run(tasks, self._subjects(model), self.agenda.seen(tasks, self.corpus, scratch), scratch)
 
     def _rates(self) -> list[str]:
         """The rates asked for and that of the shards, each once and in order, whatever way it is written."""
@@ -297,20 +302,9 @@ class _Build:
         files = {name: entry.sha256 for name, entry in self.shards.files.items() if name.startswith("test-")}
         return digest_of([self.vocabulary.digest, files, list(rows), EVALUATION_SEED])
 
-    def _predictions(self, model: "Ours") -> list[dict[str, Any]]:
-        from . import agenda
-
-        found = agenda.filled(model, self.config.sentences)
-        for one in found:
-            if not one["masks"]:
-                raise UsageError(
-                    f"evaluate.sentences: {one['text']!r} is longer than the context, {model.length} tokens; cut it."
-                )
-        return found
-
     # Pictures.
 
-    def _report(self, outcomes: Sequence[Outcome], facts: Mapping[str, Any]) -> Report:
+    def _report(self, outcomes: Sequence[Outcome], facts: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Report:
         pretrain, rate = self.pretrain.facts, facts["shards_rate"]
         what = {"parameters": pretrain["parameters"], "tokens trained on": pretrain["tokens"]}
         what |= {f"{made.stage} digest": made.digest for made in (self.pretrain, self.shards, self.corpus)}
@@ -322,7 +316,7 @@ class _Build:
         reason = (facts["champion"] or {}).get("reason", "")
         remarks = [f"The champion's masked scores are left out: {reason}."] if reason else []
         remarks += facts["left_out"]
-        return Report("Evaluation", models, outcomes, curve, {MODEL: facts["predictions"]}, remarks)
+        return Report("Evaluation", models, outcomes, curve, {MODEL: facts["predictions"]}, pictures, remarks)
 
     def _points(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.pretrain.whole("curve.jsonl").read_bytes().splitlines()]

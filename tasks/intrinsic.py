@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import bigram
 from .artifacts import Manifest
 from .batches import Batch, ShardReader
 from .bootstrap import ratio_intervals
@@ -25,9 +24,9 @@ from .calibration import BINS, Reliability, expected_error
 from .errors import UsageError
 from .evidence import document_ids
 from .masking import fraction
-from .results import BIGRAM, CHAMPION, MODEL, UNIGRAM, Figure, Metric, Outcome, Table, Units
-from .scoring import Answers, Scorer, answered, frozen_batches, perplexity, unigram, unigram_scorer
-from .strata import Places, Stratum, by_frequency, by_part_of_word, by_place, by_source, documents, sources
+from .results import CHAMPION, MODEL, Figure, Metric, Outcome, Table, Units
+from .scoring import Answers, Scorer, answered, frozen_batches, perplexity
+from .strata import Places, Stratum, by_source, documents, sources
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits of a batch at most: 256 MB."""
@@ -68,19 +67,25 @@ class Asked:
     """Of every document of the test split; none where they are not known."""
 
 
-def asked(shards: Manifest, rows: NDArray[np.int64], corpus: Manifest | None = None) -> Asked:
+def asked(
+    reader: ShardReader,
+    shards: Manifest,
+    rows: NDArray[np.int64],
+    classes: Sequence[Stratum],
+    corpus: Manifest | None = None,
+) -> Asked:
     """Some rows of the test split of finished shards.
 
+    classes     of tokens, for tables
     corpus      what the shards were made of: says the source of each document
     Raises DataError for shards that are damaged.
     """
-    reader = ShardReader(shards, "test")
     begins = reader.segment_offsets[rows]
     per_row = reader.segment_offsets[rows + 1] - begins
     at_S = np.arange(per_row.sum()) + np.repeat(begins - (np.cumsum(per_row) - per_row), per_row)
     document_S = documents(shards, "test")[at_S]
     counts_V = np.load(shards.whole("unigrams.npy"), allow_pickle=False)
-    strata = [by_frequency(counts_V), by_part_of_word(reader.masks.words_V), by_place(reader.length)]
+    strata = list(classes)
     names, source_U = sources(corpus, "test") if corpus else ((), np.zeros(0, np.int64))
     ids = document_ids(corpus, "test") if corpus else ()
     if len(names) > 1:
@@ -88,22 +93,6 @@ def asked(shards: Manifest, rows: NDArray[np.int64], corpus: Manifest | None = N
         return Asked(reader, rows, document_S, counts_V, tuple(strata), (), ids)
     why = "the corpus has one source only" if names else "which document is of which source is not known"
     return Asked(reader, rows, document_S, counts_V, tuple(strata), (f"There is no table by source: {why}.",), ids)
-
-
-def baselines(shards: Manifest, ordinary: Sequence[Sequence[int]]) -> tuple[dict[str, Scorer], str]:
-    """Unigram and bigram by label, of the train split; and what a reader has to know of them.
-
-    ordinary    half-open ranges of the ids that a text can have
-    """
-    train, counts_V = ShardReader(shards, "train"), np.load(shards.whole("unigrams.npy"), allow_pickle=False)
-    pairs, unigram_V = bigram.count(train, len(counts_V)), unigram(counts_V, ordinary)
-    remark = (
-        "Unigram: add-one smoothing. Bigram: of the left neighbour, interpolated with the unigram (Witten-Bell), which "
-        f"alone answers where that neighbour is hidden; from {pairs.tokens:,} tokens of the train split"
-    )
-    part = "" if pairs.every == 1 else f", every {pairs.every}th row of it"
-    scorers = {UNIGRAM: unigram_scorer(counts_V, ordinary), BIGRAM: bigram.bigram_scorer(pairs, unigram_V)}
-    return scorers, f"{remark}{part}."
 
 
 def outcomes(

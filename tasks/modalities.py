@@ -18,17 +18,21 @@ class Modality:
     """The parts of one."""
 
     corpus: str
-    """Module of the stage: its sources become documents. CONFIG, `corpus`, `identity`."""
+    """Module of the stage: its sources become documents. `corpus`, `identity`."""
     vocabulary: str
-    """Module of the stage: its documents become tokens. CONFIG, `vocabulary`, `identity`."""
+    """Module of the stage: its documents become tokens. `vocabulary`, `identity`."""
+    settings: Mapping[str, str]
+    """Stage -> module:class of its settings, where a recipe of this modality has others than text."""
     column: str
     """Of the corpus's Parquet files: what a document is."""
     tokens: str
     """Module that encodes documents for the shards: `settle`, `open_encoder`."""
+    asked: str
+    """Module of what an evaluation is asked, without torch: `settings`, `check_sets`."""
     agenda: str
-    """Module that knows what the stage evaluate asks: CONFIG, tasks, baselines, pictures."""
+    """Module of how that is asked: see agenda.py."""
     files: tuple[str, ...]
-    """Of the vocabulary: what a model needs beside its weights."""
+    """Of the vocabulary: what a model needs beside its weights; the first is what documents are encoded by."""
     embedding: str = ""
     """Module of the embedding of what the shards carry with each token; "" where they carry nothing."""
     served: str = ""
@@ -39,8 +43,10 @@ MODALITIES = {
     TEXT: Modality(
         corpus="corpus",
         vocabulary="vocabulary",
+        settings={},
         column="text",
         tokens="text_tokens",
+        asked="evaluate_config",
         agenda="agenda",
         files=("tokenizer.json", "tokenizer_config.json"),
         served="fill_mask.py",
@@ -48,8 +54,16 @@ MODALITIES = {
     "images": Modality(
         corpus="image_corpus",
         vocabulary="image_vocabulary",
+        settings={
+            "corpus": "image_corpus:ImageCorpusConfig",
+            "vocabulary": "image_vocabulary:ImageVocabularyConfig",
+            "shards": "image_settings:ImageShardsConfig",
+            "pretrain": "image_settings:ImagePretrainConfig",
+            "evaluate": "image_settings:ImageEvaluateConfig",
+        },
         column="pixels",
         tokens="image_tokens",
+        asked="image_settings",
         agenda="image_agenda",
         files=("codebook.npy",),
         embedding="patches",
@@ -66,6 +80,20 @@ def name_of(facts: Mapping[str, Any]) -> str:
 def of(facts: Mapping[str, Any]) -> Modality:
     """The modality of a manifest, by its facts."""
     return MODALITIES[name_of(facts)]
+
+
+def asked_of(config: Any) -> str:
+    """The module that settings of evaluate are of; each is of one modality."""
+    return type(config).__module__.rpartition(".")[2]
+
+
+def settings_of(name: str) -> dict[str, type]:
+    """Stage -> the class of its settings, where a modality's are not those of text."""
+    found = {}
+    for stage, place in MODALITIES[name].settings.items():
+        where, _, kind = place.partition(":")
+        found[stage] = getattr(module(where), kind)
+    return found
 
 
 def module(name: str) -> Any:

@@ -77,6 +77,8 @@ class Report:
     curve: Curve | None = None
     predictions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Label -> for each sentence {"text", "masks": [[{"token", "probability"}, …], …]}."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """What it shows -> a PNG."""
     remarks: Sequence[str] = ()
     """What concerns the whole report: what was left out, and why."""
     links: Mapping[str, str] = field(default_factory=dict)

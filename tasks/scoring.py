@@ -51,8 +51,10 @@ class Answers:
 
 Short = Callable[[Tensor], Answers]
 """The answers for targets_M, of who finds them without logits."""
-Scorer = Callable[[Tensor, Tensor, Tensor], Tensor | Short]
-"""(tokens_BL with 𝓜 hidden, segment_ids_BL, flat indices masked_M) -> logits_MV, or a shorter way to the answers."""
+Scorer = Callable[..., Tensor | Short]
+"""(tokens_BL with 𝓜 hidden, segment_ids_BL, flat indices masked_M) -> logits_MV, or a shorter way to the answers.
+
+Where the shards carry bytes with each token, these follow, payload_BLP with zeros at 𝓜."""
 
 
 def answers(said: Tensor | Short, targets_M: Tensor) -> Answers:
@@ -153,13 +155,16 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if not loss > 700 else math.inf
 
 
-def model_scorer(model: MaskedLanguageModel) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def model_scorer(model: MaskedLanguageModel) -> Callable[..., Tensor]:
     """Equations (2) to (4), in float32, on the device that the model is on; the logits stay there."""
     device = model.encoder.embedding.weight.device
 
-    def logits(tokens_BL: Tensor, segment_ids_BL: Tensor, masked_M: Tensor) -> Tensor:
+    def logits(
+        tokens_BL: Tensor, segment_ids_BL: Tensor, masked_M: Tensor, payload_BLP: Tensor | None = None
+    ) -> Tensor:
         segments = Segments.from_ids(segment_ids_BL, model.config.window).to(device)
-        logits_MV: Tensor = model(tokens_BL.to(device), segments, masked_M.to(device))
+        shown = payload_BLP.to(device) if payload_BLP is not None and model.encoder.payload is not None else None
+        logits_MV: Tensor = model(tokens_BL.to(device), segments, masked_M.to(device), shown)
         return logits_MV
 
     return logits
@@ -167,7 +172,7 @@ def model_scorer(model: MaskedLanguageModel) -> Callable[[Tensor, Tensor, Tensor
 
 def constant_scorer(logits_V: Tensor) -> Scorer:
     """The same answer everywhere."""
-    return lambda tokens_BL, segment_ids_BL, masked_M: logits_V.expand(len(masked_M), -1)
+    return lambda tokens_BL, segment_ids_BL, masked_M, *_: logits_V.expand(len(masked_M), -1)
 
 
 def unigram(counts_V: NDArray[Any], ordinary: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -211,9 +216,10 @@ def answered(scorers: Mapping[str, Scorer], batches: Iterable[Batch]) -> Iterato
     """Every batch, and what each scorer says of its 𝓜."""
     for batch in batches:
         masked_M, targets_M = batch.masked_M[: batch.count], batch.targets_M[: batch.count]  # no spare slots
+        along = () if batch.payload_BLP is None else (batch.payload_BLP,)
         with torch.inference_mode():
             found = {
-                name: answers(logits(batch.tokens_BL, batch.segment_ids_BL, masked_M), targets_M)
+                name: answers(logits(batch.tokens_BL, batch.segment_ids_BL, masked_M, *along), targets_M)
                 for name, logits in scorers.items()
             }
         yield batch, found

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tasks import intrinsic
+from tasks.agenda import baselines, strata
 from tasks.artifacts import Store
 from tasks.batches import ShardReader, frozen_batch
 from tasks.bootstrap import ratio_interval
 from tasks.curve import draw
 from tasks.errors import UsageError
-from tasks.intrinsic import ECE, LOSS, PERPLEXITY, TOP1, TOP5, asked, baselines, outcomes
+from tasks.intrinsic import ECE, LOSS, PERPLEXITY, TOP1, TOP5, outcomes
+from tasks.intrinsic import asked as asked_of
 from tasks.masking import fraction
 from tasks.results import BIGRAM, CHAMPION, MODEL, UNTRAINED, metrics_of, outcome_of
 from tasks.scoring import constant_scorer, frozen_batches, score
@@ -32,6 +34,11 @@ def guess(tokens_BL, segment_ids_BL, masked_M):
 
 def worse(tokens_BL, segment_ids_BL, masked_M):
     return guess(tokens_BL, segment_ids_BL, masked_M) / 2
+
+
+def asked(shards, rows):
+    reader = ShardReader(shards, "test")
+    return asked_of(reader, shards, rows, strata(reader, np.load(shards.whole("unigrams.npy"))))
 
 
 @pytest.fixture(scope="module")
