@@ -89,14 +89,14 @@ CUT_STYLE = """
 """Texts cut up into tokens: four soft colours in turn; dashed where a token is no whole character."""
 
 
-def page(body: str, title: str, style: str = "") -> str:
-    """A whole HTML file that loads nothing; `style` is what it needs beyond STYLE."""
+def page(body: str, title: str, style: str = "", policy: str = POLICY) -> str:
+    """A whole HTML file that loads nothing; `style` is what it needs beyond STYLE, `policy` what a browser may do."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>{in_html(title)}</title>
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{STYLE}{style}</style>
 </head>

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"corpus", "vocabulary", "shards", "pretrain", "evaluate", "registry"}
+STAGES = {"corpus", "vocabulary", "image_vocabulary", "shards", "pretrain", "evaluate", "registry"}
 TORCH_RING = {
     "encoder", "attention", "sublayers", "tiles", "heap", "stock", "objective", "optimizer", "orthogonal", "sharding",
     "gradients", "ranks", "batches", "checkpoint", "keeper", "tensor_file", "meter", "profiling", "choices", "points",
