@@ -21,19 +21,18 @@ from prefect.states import Completed  # noqa: E402
 
 from flows import chain, faults, preempted, recipes, runners, slots  # noqa: E402
 from flows.summary import Finished  # noqa: E402
-from tasks import corpus, evaluate, pretrain, registry, shards, vocabulary  # noqa: E402
+from tasks import corpus, evaluate, modalities, pretrain, registry, shards, vocabulary  # noqa: E402
 from tasks.artifacts import Manifest  # noqa: E402
 
 Forced: TypeAlias = Literal["nothing", "corpus", "vocabulary", "shards", "pretrain", "evaluate", "register"]
 """A word for nothing, and no None: Prefect's form shows a drop-down then."""
 
 
-def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
+def stage(name: str, run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
     """A stage as a Prefect task that ends in its manifest, or in the state Reused or Fetched that carries it.
 
     Prefect keeps no result and no cache: there is one opinion about what is fresh, the store's.
     """
-    name = sys.modules[run.__module__].STAGE
 
     @task(name=name, cache_policy=NO_CACHE, persist_result=False, **faults.RETRIES)
     def make(*arguments: Any, **named: Any) -> Any:
@@ -56,12 +55,12 @@ def stage(run: Callable[..., tuple[Manifest, bool]]) -> Callable[..., Manifest]:
     return call
 
 
-ingest = stage(corpus.corpus)
-learn = stage(vocabulary.vocabulary)
-shard = stage(shards.shards)
-train = stage(pretrain.pretrain)
-score = stage(evaluate.evaluate)
-publish = stage(registry.register)
+ingest = stage(corpus.STAGE, modalities.corpus)
+learn = stage(vocabulary.STAGE, modalities.vocabulary)
+shard = stage(shards.STAGE, shards.shards)
+train = stage(pretrain.STAGE, pretrain.pretrain)
+score = stage(evaluate.STAGE, evaluate.evaluate)
+publish = stage(registry.STAGE, registry.register)
 
 
 OPTIONS: dict[str, Any] = {"flow_run_name": chain.run_name, "persist_result": False}

@@ -15,10 +15,9 @@ from typing import Any
 
 from flows import forks, ledger, runners
 from flows.recipes import Recipe
-from tasks import adopted, artifacts, corpus, evaluate, pretrain, registry, shards, tracking, vocabulary
+from tasks import adopted, artifacts, corpus, evaluate, modalities, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
 from tasks.errors import DataError
-from tasks.evaluate_config import check_sets
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "corpus": (),
@@ -99,10 +98,10 @@ def identity_of(
         fork: the pretrain artifact that the run is forked from.
     """
     inputs = [digests[name] for name in part.inputs]
-    if part.stage == corpus.STAGE:
-        return corpus.identity(part.config, store.root)
-    if part.stage == vocabulary.STAGE:
-        return vocabulary.identity(part.config, *inputs)
+    if part.stage in (corpus.STAGE, vocabulary.STAGE):
+        of: str | Path = inputs[0] if inputs else store.root
+        found: Identity = modalities.beside(part.config).identity(part.config, of)
+        return found
     if part.stage == shards.STAGE:
         return shards.identity(part.config, *inputs)
     if part.stage == pretrain.STAGE:
@@ -162,9 +161,9 @@ def refuse(recipe: Recipe, store: Store) -> Manifest | None:
     settings of pretrain with which no training could begin, and an evaluation set that cannot be used.
     """
     runners.check(recipe.runner)
-    check_sets(recipe.evaluate)
-    if recipe.vocabulary.tokenizer:
-        adopted.find(recipe.vocabulary.tokenizer)
+    modalities.beside(recipe.evaluate).check_sets(recipe.evaluate)
+    if tokenizer := getattr(recipe.vocabulary, "tokenizer", ""):
+        adopted.find(tokenizer)
     fork = forks.find(recipe.pretrain.fork, store)
     pretrain.refuse(recipe.pretrain, recipe.shards.length, fork)
     return fork

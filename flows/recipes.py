@@ -13,20 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 
 from flows import recipe_file, runners
 from flows.environment import CHECKOUT
 from flows.recipe_words import SOURCES, Path_, expected, no_values, shown, unknown, whole
+from tasks import modalities
 from tasks.corpus import CorpusConfig
 from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries, without_secrets
 from tasks.evaluate_config import FILES, SETS, EvaluateConfig
 from tasks.pretrain import PretrainConfig
 from tasks.registry import RegisterConfig
 from tasks.remote_store import check_address
-from tasks.shards import ShardsConfig
+from tasks.shards_config import ShardsConfig
 from tasks.sizes import DIMENSIONS
 from tasks.vocabulary import VocabularyConfig
 
@@ -52,11 +53,13 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one run is made from."""
+    """What one run is made from. Of another modality than text some groups have other settings (`kind`)."""
 
     name: str
     """The file's name, unless the file says otherwise."""
     corpus: CorpusConfig
+    modality: str = modalities.TEXT
+    """What documents are: text, or images."""
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -93,8 +96,20 @@ class Recipe:
     @property
     def reaches_hub(self) -> bool:
         """Does a source, or the tokenizer, lie on the Hugging Face hub, by name or by URL?"""
-        uris = [source.uri for key in SOURCES for source in getattr(self.corpus, key)] + [self.vocabulary.tokenizer]
+        uris = [source.uri for key in SOURCES for source in getattr(self.corpus, key, ())]
+        uris.append(getattr(self.vocabulary, "tokenizer", ""))
         return any("hf://" in uri or (uri.startswith("hf:") and not Path(uri[3:]).exists()) for uri in uris)
+
+
+@cache
+def kind(modality: str) -> type[Recipe]:
+    """Recipes of a modality: the same groups, some with settings of its own. Raises UsageError for an unknown one."""
+    if modality not in modalities.MODALITIES:
+        raise UsageError(f"modality is {modality!r}; use {' or '.join(modalities.MODALITIES)}.")
+    own = modalities.settings_of(modality)
+    groups = [(group, of, field() if group == "corpus" else field(default_factory=of)) for group, of in own.items()]
+    made = dataclasses.make_dataclass(Recipe.__name__, groups, bases=(Recipe,), frozen=True) if own else Recipe
+    return cast(type[Recipe], made)
 
 
 def names() -> list[str]:
@@ -276,15 +291,20 @@ def _put(data: dict[str, Any], key: Path_, value: Any, origin: str) -> None:
 
 
 @cache
-def _adapter() -> Any:
+def _adapter(modality: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     # pydantic refuses settings for a bare dataclass, but hands those of a container down to the dataclasses inside.
-    return TypeAdapter(tuple[Recipe], config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+    return TypeAdapter(tuple[kind(modality)], config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))  # type: ignore[valid-type]
 
 
 def _validate(data: dict[str, Any], origin: Any) -> Recipe:
     from pydantic import ValidationError
+
+    try:
+        of = kind(modality := str(data.get("modality", modalities.TEXT)))
+    except UsageError as error:
+        raise UsageError(f"{origin(('modality',))}: {error}") from None
 
     try:
         text = json.dumps([data], allow_nan=False)
@@ -297,12 +317,12 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
         key, what = next(no_values(data), ((), f"a recipe holds text, numbers, lists and mappings only ({error})"))
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}.") from None
     try:
-        recipe: Recipe = _adapter().validate_json(text)[0]
+        recipe: Recipe = _adapter(modality).validate_json(text)[0]
     except ValidationError as error:
         first = min(error.errors(), key=lambda one: one["type"] == "missing")  # what is wrong before what is not there
         key = tuple(str(part) for part in first["loc"][1:])
         if first["type"] == "unexpected_keyword_argument":
-            raise UsageError(f"{origin(key)}: {unknown(key, list(keys()))}") from None
+            raise UsageError(f"{origin(key)}: {unknown(key, list(keys(of)))}") from None
         if first["type"] == "missing":
             raise UsageError(f"{origin(key[:-1])}: the setting {'.'.join(key)} is missing.") from None
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {expected(first)}.") from None

@@ -11,14 +11,14 @@ from typing import Any
 
 from flows import plan, summary
 from flows.recipes import Recipe
-from tasks import corpus, pretrain, shards, vocabulary
+from tasks import corpus, modalities, pretrain, shards, vocabulary
 from tasks.artifacts import Manifest, Store
 from tasks.errors import UsageError
 from tasks.progress import say
 
 RUNS: dict[str, Callable[..., tuple[Manifest, bool]]] = {
-    corpus.STAGE: corpus.corpus,
-    vocabulary.STAGE: vocabulary.vocabulary,
+    corpus.STAGE: modalities.corpus,
+    vocabulary.STAGE: modalities.vocabulary,
     shards.STAGE: shards.shards,
 }
 PARTS = {

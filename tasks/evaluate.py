@@ -70,7 +70,7 @@ def identity(
     inputs |= {"shards": shards_digest, "pretrain": pretrain_digest}
     if champion_digest not in (None, pretrain_digest):
         inputs["champion"] = str(champion_digest)
-    return Identity(STAGE, VERSION, modalities.module(modalities.asked_of(config)).settings(config), inputs)
+    return Identity(STAGE, VERSION, modalities.beside(config).settings(config), inputs)
 
 
 def evaluate(

@@ -27,8 +27,6 @@ class Modality:
     """Of the corpus's Parquet files: what a document is."""
     tokens: str
     """Module that encodes documents for the shards: `settle`, `open_encoder`."""
-    asked: str
-    """Module of what an evaluation is asked, without torch: `settings`, `check_sets`."""
     agenda: str
     """Module of how that is asked: see agenda.py."""
     files: tuple[str, ...]
@@ -46,7 +44,6 @@ MODALITIES = {
         settings={},
         column="text",
         tokens="text_tokens",
-        asked="evaluate_config",
         agenda="agenda",
         files=("tokenizer.json", "tokenizer_config.json"),
         served="fill_mask.py",
@@ -63,7 +60,6 @@ MODALITIES = {
         },
         column="pixels",
         tokens="image_tokens",
-        asked="image_settings",
         agenda="image_agenda",
         files=("codebook.npy",),
         embedding="patches",
@@ -82,9 +78,19 @@ def of(facts: Mapping[str, Any]) -> Modality:
     return MODALITIES[name_of(facts)]
 
 
-def asked_of(config: Any) -> str:
-    """The module that settings of evaluate are of; each is of one modality."""
-    return type(config).__module__.rpartition(".")[2]
+def beside(config: Any) -> Any:
+    """The module in which the class of some settings is: of corpus and vocabulary, that of the stage itself."""
+    return module(type(config).__module__.rpartition(".")[2])
+
+
+def corpus(config: Any, *given: Any, **named: Any) -> Any:
+    """The stage corpus of the modality that these settings are of."""
+    return beside(config).corpus(config, *given, **named)
+
+
+def vocabulary(config: Any, *given: Any, **named: Any) -> Any:
+    """The stage vocabulary of the modality that these settings are of."""
+    return beside(config).vocabulary(config, *given, **named)
 
 
 def settings_of(name: str) -> dict[str, type]:
