@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, cast, get_args, get_type_hints
 
 import yaml
@@ -295,7 +296,8 @@ def _adapter(modality: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     # pydantic refuses settings for a bare dataclass, but hands those of a container down to the dataclasses inside.
-    return TypeAdapter(tuple[kind(modality)], config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))  # type: ignore[valid-type]
+    container: Any = GenericAlias(tuple, (kind(modality),))
+    return TypeAdapter(container, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
 
 
 def _validate(data: dict[str, Any], origin: Any) -> Recipe:

@@ -65,6 +65,8 @@ class Batch:
     """uint8: the bytes that go along with each token, zeros where there is none and at 𝓜; None where none is read."""
     payload_MP: Tensor | None = None
     """uint8: those of the slots; zeros in spare ones."""
+    strand: int = 0
+    """Number of the strand that it is of, in a training of several modalities."""
 
     def split(self, rows: int) -> Iterator[Batch]:
         """The same batch in micro-batches of at most `rows` rows (all at once where 0), each with its own slots."""
@@ -84,7 +86,7 @@ class Batch:
             if self.payload_BLP is not None and self.payload_MP is not None:
                 along = self.payload_BLP[first:end], _padded(self.payload_MP[low:high], len(slots[0]))
             ids_B = self.sequence_ids_B[first:end]
-            yield Batch(tokens_BL, ids_BL, *slots, *counts, self.rate, self.slots, ids_B, *along)
+            yield Batch(tokens_BL, ids_BL, *slots, *counts, self.rate, self.slots, ids_B, *along, self.strand)
 
 
 class ShardReader:
@@ -272,7 +274,7 @@ def _assemble(parts: list[_Rows], length: int, rate: str, slots: str) -> Batch:
     ids_B, tokens_BL = whole("ids_R"), whole("tokens_RL")
     masked = np.flatnonzero(whole("hidden_RL"))
     at_M = _slots(masked, tokens_BL.reshape(-1)[masked], len(ids_B), length, slots)
-    along: dict[str, Tensor] = {}
+    along: dict[str, Any] = {}
     if parts[0].payload_RLP is not None:
         shown_BLP = whole("payload_RLP")
         hidden_MP = torch.from_numpy(shown_BLP.reshape(len(ids_B) * length, -1)[masked])

@@ -13,10 +13,6 @@ Suffixes: B rows, L positions, M masked positions, D width, H heads, K width of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,101 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from . import modalities
 from .attention import attend
-from .errors import DataError, UsageError
-from .pretrain_config import PretrainConfig
+from .encoder_config import EncoderConfig as EncoderConfig
+from .encoder_config import PayloadConfig, carried
+from .errors import DataError
 from .sublayers import AttentionHalf, MlpHalf, turns
 from .tiles import Segments as Segments  # how callers describe packed rows
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Sizes of a model. What it may leave out is as in pretrain's settings."""
-
-    vocabulary_size: int
-    """Tokens in the vocabulary, V."""
-    length: int
-    """Positions in a row at most, L."""
-    layers: int
-    """Blocks of attention and mlp."""
-    width: int
-    """Width of the residual stream, D."""
-    heads: int
-    """Attention heads, H; each is D / H wide, an even number."""
-    intermediate: int
-    """Width inside the mlp, F."""
-    global_every: int = PretrainConfig.global_every
-    """Layers 0, n, 2n, … attend to the whole segment, the others to a window."""
-    window: int = PretrainConfig.window
-    """A local layer sees positions at a distance of at most window // 2."""
-    rope_global: float = PretrainConfig.rope_global
-    """Base of the rotary frequencies in global layers."""
-    rope_local: float = PretrainConfig.rope_local
-    """Base of the rotary frequencies in local layers."""
-    norm_eps: float = PretrainConfig.norm_eps
-    """Added to the variance in every norm."""
-    dropout: float = PretrainConfig.dropout
-    """Share of values dropped in training: of the embedding, the attention weights, and in attention and mlp."""
-    pad_id: int = 0
-    """Token id of [PAD]."""
-    unk_id: int = 1
-    """Token id of [UNK]."""
-    cls_id: int = 2
-    """Token id of [CLS]."""
-    sep_id: int = 3
-    """Token id of [SEP]."""
-    mask_id: int = 4
-    """Token id of [MASK]."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise UsageError(
-                f"width {self.width} cannot be split over {self.heads} heads of even width: "
-                f"choose a width that is a multiple of {2 * self.heads}."
-            )
-        if min(self.vocabulary_size, self.length, self.layers, self.intermediate, self.global_every, self.window) < 1:
-            raise UsageError(f"every size of the encoder must be at least 1, but it is {self}: correct the recipe.")
-        if min(self.rope_global, self.rope_local) <= 1 or self.norm_eps <= 0 or not 0 <= self.dropout < 1:
-            raise UsageError(
-                "the bases rope_global and rope_local must be above 1, norm_eps above 0 and dropout from 0 to below 1, "
-                f"but the encoder is {self}: correct the recipe."
-            )
-
-    def is_global(self, layer: int) -> bool:
-        """Whether layer number `layer` (from 0) attends to its whole segment."""
-        return layer % self.global_every == 0
-
-
-@dataclass(frozen=True)
-class PayloadConfig(EncoderConfig):
-    """Of a model that is shown the bytes that the shards carry with each token, or is asked for them."""
-
-    input: str = "tokens"
-    """What it sees of a token: its id (tokens), or the bytes that go along with it (payload)."""
-    target: str = "tokens"
-    """What it is asked for at 𝓜: the id, or these bytes."""
-    modality: str = modalities.TEXT
-    """Whose embedding it is."""
-    payload: Mapping[str, Any] = field(default_factory=dict)
-    """What its vocabulary says of these bytes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.payload:
-            raise UsageError(
-                f"pretrain.input is {self.input} and pretrain.target {self.target}, and the shards carry nothing but "
-                "tokens; use tokens for both."
-            )
-
-
-def config_of(sizes: Mapping[str, Any]) -> EncoderConfig:
-    """The inverse of `vars`."""
-    return PayloadConfig(**sizes) if "payload" in sizes else EncoderConfig(**sizes)
-
-
-def carried(config: EncoderConfig) -> PayloadConfig | None:
-    """The config of a model that has to do with bytes beside the tokens; None of one that has not."""
-    return config if isinstance(config, PayloadConfig) else None
-
 
 Turn = tuple[Tensor, Tensor]
 """cos and sin."""
@@ -327,15 +233,22 @@ class Reconstruction(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder and head. The head reads the encoder's embedding, so no parameter has two names."""
+    """Encoder and head. The head reads the encoder's embedding, so no parameter has two names.
 
-    def __init__(self, config: EncoderConfig) -> None:
+    With the config of a second modality there is another such model `beside` it, with an embedding and a head of its
+    own and the same blocks and final norm.
+    """
+
+    def __init__(self, config: EncoderConfig, second: EncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         mine = carried(config)
         self.prediction: Prediction | Reconstruction
         self.prediction = Reconstruction(mine) if mine and mine.target == "payload" else Prediction(config)
+        self.beside = MaskedLanguageModel(second) if second else None
+        if self.beside:
+            self.beside.encoder.layers, self.beside.encoder.final_norm = self.encoder.layers, self.encoder.final_norm
 
     def head(self, h_MD: Tensor) -> Tensor:
         """Hidden states (…, D) -> logits (…, V); of a model that is asked for bytes, their means (…, P)."""
@@ -355,7 +268,7 @@ def norm(config: EncoderConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.width, eps=config.norm_eps, bias=False)
 
 
-def initialise(model: MaskedLanguageModel, seed: int, unigram_counts: np.ndarray | None = None) -> None:
+def initialise(model: MaskedLanguageModel, seed: int, *unigram_counts: np.ndarray | None) -> None:
     """Fill every parameter: a pure function of (config, seed, unigram counts), in the order of `named_parameters`.
 
     Matrices: truncated normal, standard deviation 0.02, cut at two of them (as the stock model). The output projections
@@ -372,8 +285,9 @@ def initialise(model: MaskedLanguageModel, seed: int, unigram_counts: np.ndarray
             drawn = torch.empty(parameter.shape)
             nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
             parameter.data.copy_(drawn)
-        elif name == "prediction.bias":
-            parameter.data.copy_(unigram_bias(unigram_counts, len(parameter)))
+        elif name.endswith("prediction.bias"):
+            counts = unigram_counts[name.startswith("beside.")] if unigram_counts else None
+            parameter.data.copy_(unigram_bias(counts, len(parameter)))
         elif name.endswith(".bias"):
             nn.init.zeros_(parameter)
         else:

@@ -34,8 +34,12 @@ from .sharding import expect_more
 
 Flags = Callable[[], tuple[float, ...]]
 """What this rank has to say to the others, asked as late as can be; as many numbers from every rank."""
-BatchOf = Callable[[int, int], Batch]
-"""(part, parts) -> what this part takes of the step."""
+BatchesOf = Callable[[int, int], list[Batch]]
+"""(part, parts) -> what this part takes of the step, of each strand (strand.py)."""
+
+
+Sums = tuple[float, ...]
+"""Σ −log p, and how many predictions are right."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class StepSums:
 
     nll: float
     """Nats."""
-    correct: int
+    nlls: tuple[float, ...]
+    """Of each strand."""
+    corrects: tuple[int, ...]
+    """Of each strand."""
     flags: tuple[float, ...]
     """The largest of all ranks."""
 
@@ -75,30 +82,37 @@ class Gradients:
         self.sliced = any(isinstance(module, FSDPModule) for module in objective.modules())
         self.objective = objective if self.exact or self.sliced else summed_over_ranks(objective, ranks)
 
-    def of(self, step: int, batch_of: BatchOf, count: int, flags: Flags, watch: Stopwatch) -> StepSums:
+    def of(self, step: int, batches_of: BatchesOf, count: int, flags: Flags, watch: Stopwatch) -> StepSums:
         """The gradient of a step whose Σ|𝓜| is `count`; the sums of its losses; what every rank's flags come to."""
         part = self._exact if self.exact else self._fast
-        nlls, corrects = part(step, batch_of, max(count, 1), watch)
+        sums = part(step, batches_of, max(count, 1), watch)
+        nlls, corrects = zip(*(one for of_part in sums for one in of_part), strict=True)
+        strands = len(sums[0])
         with watch("communication"):
             own = flags()
             said = self.ranks.numbers(*own, *nlls, *corrects)
         columns = list(zip(*said, strict=True))  # of each number, that of every rank
         most = tuple(map(max, columns[: len(own)]))
         losses, rights = columns[len(own) : len(own) + len(nlls)], columns[len(own) + len(nlls) :]
-        # an exact sum, so that the order, which is by rank, is no matter
-        return StepSums(math.fsum(chain(*losses)), int(sum(chain(*rights))), most)
+        # exact sums, so that the order, which is by rank, is no matter
+        return StepSums(
+            math.fsum(chain(*losses)),
+            tuple(math.fsum(chain(*losses[strand::strands])) for strand in range(strands)),
+            tuple(int(sum(chain(*rights[strand::strands]))) for strand in range(strands)),
+            most,
+        )
 
-    def _fast(self, step: int, batch_of: BatchOf, count: int, watch: Stopwatch) -> tuple[list[float], list[float]]:
+    def _fast(self, step: int, batches_of: BatchesOf, count: int, watch: Stopwatch) -> list[list[Sums]]:
         with watch("data"):
-            batch = batch_of(self.ranks.rank, self.ranks.count)
-            micros = self._as_many(list(batch.split(rows_at_a_time(self.config, batch))))
-        sums = []
+            batches = batches_of(self.ranks.rank, self.ranks.count)
+            micros = [micro for batch in batches for micro in batch.split(rows_at_a_time(self.config, batch))]
+            micros = self._as_many(micros)
+        sums: list[list[Tensor]] = [[] for _ in batches]
         for number, micro in enumerate(micros):
             with self._accumulating(more=number < len(micros) - 1):
                 seed_dropout(self.config, step, self.ranks.rank, number)
-                sums.append(self._backward(micro, count, watch))
-        nll, correct = torch.stack(sums).sum(dim=0).tolist()
-        return [nll], [correct]
+                sums[micro.strand].append(self._backward(micro, count, watch))
+        return [[tuple(torch.stack(some).sum(dim=0).tolist()) for some in sums]]
 
     def _as_many(self, micros: list[Batch]) -> list[Batch]:
         """As many on every rank, where the model is sliced: each forward gathers slices from all ranks, and one rank
@@ -111,22 +125,24 @@ class Gradients:
         nothing = replace(last, weights_M=torch.zeros_like(last.weights_M), count=0, tokens=0)
         return micros + [nothing] * (most - len(micros))
 
-    def _exact(self, step: int, batch_of: BatchOf, count: int, watch: Stopwatch) -> tuple[list[float], list[float]]:
+    def _exact(self, step: int, batches_of: BatchesOf, count: int, watch: Stopwatch) -> list[list[Sums]]:
         total: Tensor | None = None
-        sums, shards = [], self.config["logical_shards"]
+        sums: list[list[Tensor]] = []
+        shards = self.config["logical_shards"]
         for shard in range(self.ranks.rank, shards, self.ranks.count):
             with watch("data"):
-                batch = batch_of(shard, shards)
+                batches = batches_of(shard, shards)
             self._forget()
-            seed_dropout(self.config, step, shard, 0)
-            sums.append(self._backward(batch, count, watch))
+            sums.append([])
+            for batch in batches:
+                seed_dropout(self.config, step, shard, batch.strand)
+                sums[-1].append(self._backward(batch, count, watch))
             with watch("communication"):
                 for part in self.ranks.gather(self._flat()):
                     total = part.clone() if total is None else total.add_(part)
         assert total is not None
         self._unfold(total)
-        nlls, corrects = torch.stack(sums).T.tolist()
-        return nlls, corrects
+        return [[tuple(one) for one in of_shard] for of_shard in torch.stack(list(map(torch.stack, sums))).tolist()]
 
     def _backward(self, micro: Batch, count: int, watch: Stopwatch) -> Tensor:
         """Adds a micro-batch's gradient; its nll and correct predictions, float64 (2,)."""

@@ -94,8 +94,8 @@ def _record(training: Training, norm: float, bar: Bar) -> None:
     if len(timeline.shapes()) > 1:
         take = timeline.at(step - 1)
         given |= {"train/batch_tokens": take.rows * take.length, "train/length": take.length}
-    if _due(training, "validation_every") and math.isfinite(loss := training.validate()):
-        given["validation/masked_cross_entropy"] = training.points.validation = loss
+    if _due(training, "validation_every"):
+        given |= _look(training)
     points = training.points
     points.write(step, training.tokens, given, training.total - step, training.watch)
     loss = points.last.get("train/loss", math.nan)
@@ -103,6 +103,15 @@ def _record(training: Training, norm: float, bar: Bar) -> None:
     if math.isfinite(points.validation):
         text += f" · validation {points.validation:.3f}"
     bar.note(text)
+
+
+def _look(training: Training) -> dict[str, float]:
+    """Validation: of the first strand, and of another by the name of its modality."""
+    first, *others = training.validate()
+    if math.isfinite(first):
+        training.points.validation = first
+    found = {f"validation/masked_cross_entropy_{one.modality}": loss for one, loss in zip(training.strands[1:], others)}
+    return {"validation/masked_cross_entropy": first, **found}
 
 
 def _peak(training: Training) -> float:

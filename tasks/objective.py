@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import modalities
-from .encoder import MaskedLanguageModel, Prediction, Segments, carried
+from .encoder import MaskedLanguageModel, Prediction, Segments
+from .encoder_config import carried
 from .sublayers import TiedEmbedding
 from .tiles import ROWS_LENGTH
 
@@ -168,8 +169,11 @@ class Objective(nn.Module):
         targets_M: Tensor,
         weights_M: Tensor,
         payload_BLP: Tensor | None = None,
+        beside: bool = False,
     ) -> Loss:
-        return masked_loss(self.model, tokens_BL, segments, masked_M, targets_M, weights_M, payload_BLP)
+        model = self.model.beside if beside else self.model
+        assert model is not None
+        return masked_loss(model, tokens_BL, segments, masked_M, targets_M, weights_M, payload_BLP)
 
 
 class Compiled(nn.Module):
@@ -188,13 +192,14 @@ class Compiled(nn.Module):
         targets_M: Tensor,
         weights_M: Tensor,
         payload_BLP: Tensor | None = None,
+        beside: bool = False,
     ) -> Loss:
         kind = tokens_BL.device.type
         if kind == "cpu":  # what the host computes once a batch stays outside of the graph
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
             for is_global in (True, False):
                 segments.bias(is_global, dtype)
-        return self.compiled(tokens_BL, segments, masked_M, targets_M, weights_M, payload_BLP)
+        return self.compiled(tokens_BL, segments, masked_M, targets_M, weights_M, payload_BLP, beside)
 
 
 def compile_objective(objective: Objective) -> nn.Module:

@@ -63,7 +63,7 @@ class OptimizerConfig:
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon takes it: a matrix that maps hidden states to hidden states, so neither embedding nor means."""
     outside = ("encoder.embedding.", "encoder.payload.", "prediction.mean.")
-    return parameter.ndim == 2 and not name.startswith(outside)
+    return parameter.ndim == 2 and not name.removeprefix("beside.").startswith(outside)
 
 
 class Muon(torch.optim.Muon):

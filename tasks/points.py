@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,15 +21,36 @@ import torch
 from . import meter
 from .gradients import StepSums
 from .journal import Journal
+from .strand import Strand
 
 
 @dataclass
 class Sums:
     """What the steps since the last point of the curve add up to; part of a checkpoint."""
 
-    nll: float = 0.0
-    correct: int = 0
-    masked: int = 0
+    nll: list[float]
+    correct: list[int]
+    masked: list[int]
+    """Each of every strand."""
+
+    @classmethod
+    def none(cls, strands: int) -> Sums:
+        """Before anything."""
+        return cls([0.0] * strands, [0] * strands, [0] * strands)
+
+    def metrics(self, names: Sequence[str], guesses: Sequence[bool]) -> dict[str, float]:
+        """Of all strands together; and of each by its name, where there are several. guesses: can one be right?"""
+        found = {}
+        strands = list(zip(names, guesses, self.nll, self.correct, self.masked, strict=True))
+        if masked := sum(self.masked):  # else all steps were skipped, or hid nothing
+            found["train/loss"] = sum(self.nll) / masked
+        for name, guessed, nll, correct, masked in strands:
+            of = f"_{name}" if len(strands) > 1 else ""
+            if masked and of:
+                found[f"train/loss{of}"] = nll / masked
+            if masked and guessed:
+                found[f"train/accuracy{of}"] = correct / masked
+        return found
 
 
 @dataclass
@@ -50,8 +72,14 @@ class Clock:
 class Points:
     """The points of one run."""
 
-    def __init__(self, journal: Journal, unigram_entropy: float, device: torch.device) -> None:
-        self.journal, self.unigram_entropy, self.device = journal, unigram_entropy, device
+    def __init__(self, journal: Journal, strands: Sequence[Strand], device: torch.device) -> None:
+        self.journal, self.device = journal, device
+        self.names = [one.modality for one in strands]
+        self.guesses = [one.asks_for_tokens for one in strands]
+        self.unigram_entropy = strands[0].level
+        """The loss of one that knows frequencies only."""
+        self.highest = max(one.level for one in strands)
+        """The largest such loss of all strands."""
         self.peak = 0.0
         """Operations a second that the devices of all ranks reach together."""
         self.last: dict[str, float] = {}
@@ -61,27 +89,27 @@ class Points:
 
     def start_again(self) -> None:
         """As before the first step."""
-        self.sums, self.clock = Sums(), Clock()
+        self.sums, self.clock = Sums.none(len(self.names)), Clock()
         self.go_on(0)
 
     def go_on(self, tokens: int) -> None:
         """The clock runs from now on; so many tokens are behind."""
         self._since, self._tokens, self._flops, self._steps = time.monotonic(), tokens, 0.0, 0
 
-    def add(self, sums: StepSums, masked: int, flops: float) -> None:
-        """A step; masked is 0 where it was passed over."""
+    def add(self, sums: StepSums, masked: Sequence[int], flops: float) -> None:
+        """A step; masked, of each strand, is 0 where it was passed over."""
         self._flops += flops
         self._steps += 1
-        if masked:
-            self.sums.nll += sums.nll
-            self.sums.correct += sums.correct
-            self.sums.masked += masked
+        for strand, count in enumerate(masked):
+            if count:
+                self.sums.nll[strand] += sums.nlls[strand]
+                self.sums.correct[strand] += sums.corrects[strand]
+                self.sums.masked[strand] += count
 
     def write(self, step: int, tokens: int, given: dict[str, float], left: int, watch: meter.Stopwatch) -> None:
         """A point after `step`, with `given` in it; `left` steps are to come."""
         metrics = {name: value for name, value in given.items() if math.isfinite(value)}  # JSON knows no other numbers
-        if masked := self.sums.masked:  # else all steps were skipped, or hid nothing
-            metrics |= {"train/loss": self.sums.nll / masked, "train/accuracy": self.sums.correct / masked}
+        metrics |= self.sums.metrics(self.names, self.guesses)
         point = {"step": step, "tokens": tokens, **metrics}
         seconds = max(time.monotonic() - self._since, 1e-9)
         parts = watch.read()
@@ -97,7 +125,7 @@ class Points:
         self.journal.write(point, {"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": metrics})
         self.clock.seconds += seconds
         self.clock.flops += self._flops
-        self.sums, self.last = Sums(), metrics
+        self.sums, self.last = Sums.none(len(self.names)), metrics
         self.go_on(tokens)
 
     def state(self) -> dict[str, Any]:
@@ -106,6 +134,7 @@ class Points:
 
     def load(self, state: dict[str, Any], step: int, ranks: int) -> None:
         """What `state` gave; the run goes on at `step`."""
-        self.sums, self.clock = Sums(**state["sums"]), Clock(**state["clock"])
+        sums = {name: one if isinstance(one, list) else [one] for name, one in state["sums"].items()}
+        self.sums, self.clock = Sums(**sums), Clock(**state["clock"])
         self.clock.resumed.append(step)
         self.clock.worlds.append([step, ranks])

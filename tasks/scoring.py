@@ -28,7 +28,8 @@ from torch import Tensor
 
 from . import masking
 from .batches import Batch, ShardReader, frozen_batch
-from .encoder import MaskedLanguageModel, Segments, config_of, initialise
+from .encoder import MaskedLanguageModel, Segments, initialise
+from .encoder_config import config_of
 from .stock import load_stock
 
 TOP = 5

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from . import modalities
 from .artifacts import write_atomic
-from .encoder import EncoderConfig, MaskedLanguageModel, PayloadConfig, carried
+from .encoder import EncoderConfig, MaskedLanguageModel
+from .encoder_config import PayloadConfig, carried
 from .errors import DataError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from . import checkpoint, flops
 from .artifacts import Manifest, load
-from .batches import Batch, ShardReader, frozen_batch, hidden_in, segments_of_step, training_batch
+from .batches import Batch, hidden_in, segments_of_step, training_batch
 from .choices import Chosen, choose
-from .encoder import EncoderConfig, MaskedLanguageModel, PayloadConfig, Segments, carried, initialise
+from .encoder import MaskedLanguageModel, initialise
 from .errors import DataError, NumericError
 from .gradients import Gradients
 from .guards import Action, Guards, GuardsConfig
@@ -38,7 +38,8 @@ from .points import Points
 from .progress import say
 from .ranks import Ranks
 from .sharding import build_dealt, build_sharded, load_parameters, named_slices, shard, whole_tensors
-from .stretches import Begun, Supply
+from .strand import Strand
+from .stretches import Begun
 from .timeline import Pace, Timeline
 
 
@@ -55,15 +56,13 @@ class Training:
         self.folder, self.checkpoints = Path(job["folder"]), Path(job["scratch"]) / "checkpoints"
         self.journal = Journal(self.folder, writer=ranks.first)
         shards = [_of_this_run(load(Path(path)), digest) for path, digest in job["shards"]]
-        self.main = shards[-1]
-        self.sizes = encoder_config(self.config, self.main.facts)
-        self.along = carried(self.sizes) is not None
-        """Whether the model has to do with the bytes that go along with each token."""
-        self.readers = [ShardReader(one, "train", self.along) for one in shards]
-        self.supplies = [Supply.of(one.facts, one.digest) for one in shards]
-        self.counts = np.load(self.main.whole("unigrams.npy"), allow_pickle=False)
-        self.points = Points(self.journal, entropy(self.counts, self.sizes), self.device)
-        self.validation = self._validation_batches()
+        self.strands = [Strand(self.config, shards)]
+        if second := job.get("beside"):
+            other = _of_this_run(load(Path(second[0])), second[1])
+            self.strands.append(Strand(self.config | self.config["beside"], [other], 1))
+        own = self.strands[0]
+        self.sizes, self.readers, self.supplies = own.sizes, own.readers, own.supplies
+        self.points = Points(self.journal, self.strands, self.device)
         self.watch = Stopwatch(self.device)
         self.keeper = Keeper(self.checkpoints, before_receipt=self.journal.sync) if ranks.first else None
         self.stopping = 0
@@ -72,13 +71,13 @@ class Training:
 
     def start_again(self) -> None:
         """The state before the first step: fresh, or that of the run it is forked from."""
-        self.model = MaskedLanguageModel(self.sizes)
+        self.model = MaskedLanguageModel(*(strand.sizes for strand in self.strands))
         self.model.encoder.recompute = self.config["recompute"]
-        initialise(self.model, self.config["seed"], self.counts)
+        initialise(self.model, self.config["seed"], *(strand.counts for strand in self.strands))
         self.model.to(self.device).train()
         self.objective = Objective(self.model)
         self.optimizers = self._optimizers()
-        self.guards = Guards(GuardsConfig(**self.config["guards"]), self.points.unigram_entropy)
+        self.guards = Guards(GuardsConfig(**self.config["guards"]), self.points.highest)
         self.points.start_again()
         self.step, self.tokens = 0, 0
         self.begun: Begun | None = None
@@ -123,8 +122,7 @@ class Training:
         """
         found = self._newest()
         if found:
-            places = [one.digest for one in self.supplies]
-            _check_place(found.state["position"], places)
+            _check_place(found.state["position"], self._places())
         if self.ranks.first:
             self._sweep()
         self.journal.cut_back(found.state["journal"] if found else None)
@@ -139,6 +137,10 @@ class Training:
         if self.keeper:
             self.keeper.wait()
 
+    def _places(self) -> list[str]:
+        """Digests of all shards."""
+        return [one.digest for strand in self.strands for one in strand.supplies]
+
     def _sweep(self) -> None:
         """Remove what a rank that was killed had not finished: everything in the folder is published."""
         for path in list(self.folder.rglob("*.tmp")):
@@ -149,7 +151,7 @@ class Training:
         state = found.state
         self._take(found.tensors)
         self.step, self.tokens = state["position"]["step"], state["tokens"]
-        self.guards = Guards(self.guards.config, self.points.unigram_entropy, state["guards"])
+        self.guards = Guards(self.guards.config, self.points.highest, state["guards"])
         self.points.load(state["points"], self.step, self.ranks.count)
         self.settle(Chosen(**state["chosen"]))
         if self.step > self.timeline.first:
@@ -204,24 +206,26 @@ class Training:
             slots = self.timeline.pace.mask_rates.highest(reader.rate)
             lengths_S = segments_of_step(reader, take.first, take.rows, seed)
             count, tokens = hidden_in(lengths_S, rate), int((lengths_S - SPECIALS).sum())
+            counts = [count, *(hidden_in(one.lengths_of(self.step, seed), one.reader.rate) for one in self.strands[1:])]
 
-        def batch_of(part: int, parts: int) -> Batch:
+        def batches_of(part: int, parts: int) -> list[Batch]:
             self.batch = training_batch(
                 reader, take.first, take.rows, seed, rate=rate, slots=slots, part=part, parts=parts
             )
-            return self.batch
+            return [self.batch, *(one.batch(self.step, seed, part, parts) for one in self.strands[1:])]
 
         self.optimizers.set_lr(self.timeline.multiplier(self.step))
         self.optimizers.zero_grad()
-        sums = self.gradients.of(self.step, batch_of, count, lambda: (float(self.signal()),), self.watch)
+        sums = self.gradients.of(self.step, batches_of, sum(counts), lambda: (float(self.signal()),), self.watch)
         self.stopping = int(sums.flags[0])
         with self.watch("optimizer"):
             norm = float(self.optimizers.clip(self.config["clip"]))
-            went = self._update(sums.nll / max(count, 1), norm)
+            went = self._update(sums.nll / max(sum(counts), 1), norm)
         self.step += 1
         self.tokens += tokens
         needed = flops.step_flops(self.sizes, lengths_S, count).total
-        self.points.add(sums, count if went else 0, needed)
+        needed += sum(one.flops(self.step, seed) for one in self.strands[1:])
+        self.points.add(sums, counts if went else [0] * len(counts), needed)
         return norm
 
     def _update(self, loss: float, norm: float) -> bool:
@@ -257,19 +261,9 @@ class Training:
 
     def loss_of(self, objective: nn.Module, batch: Batch) -> Loss:
         """Equations (2) to (5) on one micro-batch."""
-        segment_ids_BL = batch.segment_ids_BL
-        if not self.config["isolate"]:
-            segment_ids_BL = segment_ids_BL.clamp(max=0)
-        segments = Segments.from_ids(segment_ids_BL, self.sizes.window).to(self.device)
-        targets_M, along = batch.targets_M, carried(self.sizes)
-        if along and along.target == "payload":
-            assert batch.payload_MP is not None
-            targets_M = batch.payload_MP
-        shown = (batch.payload_BLP,) if along and along.input == "payload" and batch.payload_BLP is not None else ()
-        on_host = (batch.tokens_BL, batch.masked_M, targets_M, batch.weights_M, *shown)
-        tokens_BL, *rest = (one.to(self.device, non_blocking=True) for one in on_host)
+        given = self.strands[batch.strand].given(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config["dtype"] == "bfloat16"):
-            loss: Loss = objective(tokens_BL, segments, *rest)
+            loss: Loss = objective(*given)
         return loss
 
     def loss(self, batch: Batch) -> Loss:
@@ -278,26 +272,22 @@ class Training:
 
     # Validation.
 
-    def _validation_batches(self) -> list[Batch]:
-        """The first rows of the validation split with their frozen draw: the same at every look, and a bounded cost."""
-        reader = ShardReader(self.main, "validation", self.along)
-        rows = min(reader.rows, self.config["validation_rows"])
-        size = max(1, (self.config["micro_tokens"] or self.config["batch_tokens"]) // reader.length)
-        ids = [np.arange(at, min(at + size, rows)) for at in range(0, rows, size)]
-        return [frozen_batch(reader, piece, reader.rate) for piece in ids]
-
     @torch.no_grad()
-    def validate(self) -> float:
-        """Masked cross-entropy, nats per masked token, on the frozen draws; NaN where the split hides nothing.
+    def validate(self) -> list[float]:
+        """Masked cross-entropy of each strand, nats per masked token, on the frozen draws; NaN where nothing is hidden.
 
         The batches are dealt out to the ranks; every rank does as many, since a sharded model needs all of them.
         """
         self.model.eval()
-        batches, ranks = self.validation, self.ranks
+        found = [self._look(strand.validation) for strand in self.strands]
+        self.model.train()
+        return found
+
+    def _look(self, batches: list[Batch]) -> float:
+        ranks = self.ranks
         rounds = -(-len(batches) // ranks.count)
         own = [batches[(turn * ranks.count + ranks.rank) % len(batches)] for turn in range(rounds)]
         nlls = [float(self.loss(batch).sum_nll) for batch in own]
-        self.model.train()
         by_turn = [nll for turn in zip(*ranks.numbers(*nlls), strict=True) for nll in turn][: len(batches)]
         masked = sum(batch.count for batch in batches)
         return math.fsum(by_turn) / masked if masked else math.nan
@@ -312,7 +302,7 @@ class Training:
             return
         state = {
             "run": self.job["run"],
-            "position": {"step": self.step, "shards": [one.digest for one in self.supplies]},
+            "position": {"step": self.step, "shards": self._places()},
             "tokens": self.tokens,
             "points": self.points.state(),
             "guards": self.guards.state(),
@@ -351,18 +341,6 @@ def _check_place(position: dict[str, Any], shards: list[str]) -> None:
         )
 
 
-def encoder_config(config: dict[str, Any], facts: Any) -> EncoderConfig:
-    """Sizes of the model from the settings; V, L and the special ids from the shards."""
-    names = "layers width heads intermediate global_every window rope_global rope_local norm_eps dropout"
-    special = {f"{name}_id": number for name, number in facts["vocabulary"]["special_ids"].items()}
-    given = {name: config[name] for name in names.split()}
-    sizes = {"vocabulary_size": facts["vocabulary"]["size"], "length": facts["length"], **given, **special}
-    asks = {name: config.get(name, "tokens") for name in ("input", "target")}
-    if set(asks.values()) == {"tokens"}:
-        return EncoderConfig(**sizes)
-    return PayloadConfig(**sizes, **asks, modality=facts.get("modality", ""), payload=facts.get("payload", {}))
-
-
 def optimizer_config(config: dict[str, Any]) -> OptimizerConfig:
     """The optimizer's part of the settings."""
     return OptimizerConfig(
@@ -376,15 +354,3 @@ def optimizer_config(config: dict[str, Any]) -> OptimizerConfig:
         adamw_beta2=config["beta2"],
         adamw_decay=config["weight_decay"],
     )
-
-
-def entropy(counts: np.ndarray, sizes: EncoderConfig | None = None) -> float:
-    """The loss in nats of one that knows frequencies only: the entropy of the add-one-smoothed unigram distribution.
-
-    Of bytes that go along with a token: of one that says their mean, which is 0, where their variance is 1.
-    """
-    asked = carried(sizes) if sizes else None
-    if asked and asked.target == "payload":
-        return 0.5 * float(asked.payload["bytes"]) * (1 + math.log(2 * math.pi))
-    share = (counts + 1.0) / (counts + 1.0).sum()
-    return float(-(share * np.log(share)).sum())

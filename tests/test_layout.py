@@ -15,7 +15,7 @@ TORCH_RING = {
     "gradients", "ranks", "batches", "checkpoint", "keeper", "tensor_file", "meter", "profiling", "choices", "points",
     "training", "looping", "trainer", "elastic", "scoring", "fill_mask", "masking_torch", "subjects", "battery",
     "downloaded", "pseudo_likelihood", "minimal_pairs", "cloze", "probes", "finetuning", "classification", "tagging",
-    "agenda", "bigram", "intrinsic", "patches",
+    "agenda", "bigram", "intrinsic", "patches", "strand",
 }  # fmt: skip
 MLFLOW = {
     "registry", "versions", "tracking", "delivery", "system_metrics", "fill_mask", "serving", "board", "promotion",

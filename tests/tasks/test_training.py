@@ -18,7 +18,8 @@ from tasks.pace import BatchWarmup, Lengths
 from tasks.pretrain import job_of
 from tasks.ranks import Ranks
 from tasks.rates import MaskRates
-from tasks.training import Training, entropy
+from tasks.strand import entropy
+from tasks.training import Training
 from tests.tasks import handmade
 from tests.tasks.test_pretrain import TINY
 
@@ -91,8 +92,8 @@ def test_a_tiny_batch_is_learned_by_heart(tmp_path):
     assert first.rows == 4
     for _ in range(300):
         run.take_step()
-        loss = run.points.sums.nll / run.points.sums.masked
-        run.points.sums = type(run.points.sums)()
+        loss = run.points.sums.nll[0] / run.points.sums.masked[0]
+        run.points.sums = type(run.points.sums).none(1)
     assert loss < 0.05
 
 
@@ -167,7 +168,7 @@ def test_a_schedule_changes_what_is_hidden_and_neither_the_slots_nor_the_validat
         run.take_step()
     assert {len(batch.masked_M) for batch in seen} == {int(count(TINY.micro_tokens, "0.5"))}
     assert [batch.rate for batch in seen] == ["0.15", "0.15", "0.5", "0.5"]
-    assert [batch.rate for batch in run.validation] == [batch.rate for batch in plain.validation] == ["0.3"] * 3
+    assert [batch.rate for batch in run.strands[0].validation] == [batch.rate for batch in plain.strands[0].validation] == ["0.3"] * 3
 
 
 def test_a_checkpoint_on_other_shards_is_refused_and_stays_where_it_is(tmp_path):
@@ -175,7 +176,7 @@ def test_a_checkpoint_on_other_shards_is_refused_and_stays_where_it_is(tmp_path)
     run.take_step()
     kept(run)
     other = fresh(tmp_path, seed=8)
-    was, now = run.main.digest, other.main.digest
+    was, now = run.strands[0].main.digest, other.strands[0].main.digest
     with pytest.raises(DataError, match=f"{was[:12]}, and these are {now[:12]};"):
         other.begin()
     assert other.journal.curve.read_bytes() == run.journal.curve.read_bytes()
@@ -188,7 +189,7 @@ def test_the_place_of_a_checkpoint_is_one_integer_and_the_digests_of_the_shards(
         run.take_step()
     kept(run)
     state = checkpoint.newest(run.checkpoints, lambda _: None)[0].state
-    assert state["position"] == {"step": 2, "shards": [run.main.digest]}
+    assert state["position"] == {"step": 2, "shards": [run.strands[0].main.digest]}
     assert state.keys() == {"run", "position", "tokens", "points", "guards", "chosen", "journal"}
 
 
@@ -206,11 +207,11 @@ def test_what_a_killed_rank_had_not_finished_is_not_published(tmp_path):
 
 def test_rows_that_hide_nothing_cost_a_step_without_a_loss_and_not_a_nan(tmp_path):
     run = begun(tmp_path, rate="0.01")
-    assert run.take_step() == 0.0 and run.points.sums.masked == 0
+    assert run.take_step() == 0.0 and run.points.sums.masked[0] == 0
 
 
 def test_validation_does_not_depend_on_the_size_of_its_batches(tmp_path):
-    looks = [begun(tmp_path / str(n), replace(TINY, micro_tokens=n * L)).validate() for n in (1, 3, 8)]
+    looks = [begun(tmp_path / str(n), replace(TINY, micro_tokens=n * L)).validate()[0] for n in (1, 3, 8)]
     assert max(looks) - min(looks) < 1e-5
 
 
@@ -241,10 +242,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, caps
     assert same(before, parameters(run)) and same(moments, run.optimizers.state_tensors())
     assert run.guards.facts()["skipped"] == {"count": 1, "first_step": 2, "last_step": 2}
     assert "step 2 has loss nan" in capsys.readouterr().err
-    masked = run.points.sums.masked
+    masked = run.points.sums.masked[0]
     run.take_step()
-    assert not same(before, parameters(run)) and run.points.sums.masked > masked
-    assert math.isfinite(run.points.sums.nll)
+    assert not same(before, parameters(run)) and run.points.sums.masked[0] > masked
+    assert math.isfinite(run.points.sums.nll[0])
 
 
 def test_many_in_a_row_go_back_to_the_last_regular_checkpoint_and_pass_the_batches_over(tmp_path):
@@ -329,8 +330,8 @@ def test_logical_shards_have_the_gradient_of_the_step(tmp_path):
         run.take_step()
     for one, other in zip(plain.model.parameters(), exact.model.parameters(), strict=True):
         assert (one.grad - other.grad).abs().max() < 1e-6
-    assert math.isclose(plain.points.sums.nll, exact.points.sums.nll, rel_tol=1e-6)
-    assert plain.points.sums.masked == exact.points.sums.masked
+    assert math.isclose(plain.points.sums.nll[0], exact.points.sums.nll[0], rel_tol=1e-6)
+    assert plain.points.sums.masked[0] == exact.points.sums.masked[0]
 
 
 # Choices.
