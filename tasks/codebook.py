@@ -12,6 +12,8 @@ patch, in order of row, column, channel; X patches of any images; K codes.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from .progress import Bar, progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from threadpoolctl import ThreadpoolController
 
     from .artifacts import Manifest
 
@@ -33,7 +36,7 @@ SPLITS = ("train", "validation", "test")
 BATCH_BYTES = 4 << 20
 """Pixels read at a time."""
 SCORES_BYTES = 1 << 20
-"""Of the patches × codes held at a time: what a core's cache holds is fast."""
+"""Of patches and their scores held at a time: what a core's cache holds is fast."""
 MIDDLE = 128
 """Taken off every pixel before a product: products of bytes would need four times the room."""
 SEEDS = 1 << 14
@@ -71,16 +74,31 @@ def nearest(patches_XP: Bytes, codebook_KP: Bytes) -> NDArray[np.int32]:
     centred_KP = codebook_KP.astype(np.int64) - MIDDLE
     halves_K = -np.square(centred_KP).sum(1) / 2
     weights = np.ascontiguousarray(np.column_stack([centred_KP, halves_K]).T.astype(kind))
-    rows = max(64, SCORES_BYTES // (codes * weights.itemsize))
+    rows = min(len(patches_XP), max(64, SCORES_BYTES // ((codes + width) * weights.itemsize)))
     scores, augmented = np.empty((rows, codes), kind), np.ones((rows, width + 1), kind)
     found_X = np.empty(len(patches_XP), np.int32)
-    for start in range(0, len(patches_XP), rows):
-        some = patches_XP[start : start + rows]
-        augmented[: len(some), :width] = some
-        augmented[: len(some), :width] -= MIDDLE
-        np.matmul(augmented[: len(some)], weights, out=scores[: len(some)])
-        found_X[start : start + len(some)] = scores[: len(some)].argmax(1)
+    with one_thread():
+        for start in range(0, len(patches_XP), rows or 1):
+            some = patches_XP[start : start + rows]
+            augmented[: len(some), :width] = some
+            augmented[: len(some), :width] -= MIDDLE
+            np.matmul(augmented[: len(some)], weights, out=scores[: len(some)])
+            found_X[start : start + len(some)] = scores[: len(some)].argmax(1)
     return found_X
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """For the time of the block BLAS has one thread: products this narrow wait for memory, and where other work has
+    the cores, threads that wait for each other take twenty times as long. The numbers are the same.
+    """
+    return _pools().limit(limits=1)
+
+
+@cache
+def _pools() -> "ThreadpoolController":
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def errors(patches_XP: Bytes, codes_X: NDArray[np.int32], codebook_KP: Bytes) -> NDArray[np.int64]:
@@ -148,14 +166,15 @@ def _start(patches_XP: Bytes, size: int, seed: int) -> Bytes:
     squares = np.square(some.astype(np.int64) - MIDDLE).sum(1)
     chosen = [stream(seed, Domain.CHOICE, 0) % len(some)]
     far = np.full(len(some), np.iinfo(np.int64).max)
-    for draw in range(1, size):
-        last = chosen[-1]
-        off = squares + squares[last] - 2 * (centred @ centred[last]).astype(np.int64)
-        np.minimum(far, off, out=far)
-        reach = np.cumsum(far)
-        if not reach[-1]:
-            break
-        chosen.append(int(np.searchsorted(reach, stream(seed, Domain.CHOICE, draw) % int(reach[-1]), "right")))
+    with one_thread():
+        for draw in range(1, size):
+            last = chosen[-1]
+            off = squares + squares[last] - 2 * (centred @ centred[last]).astype(np.int64)
+            np.minimum(far, off, out=far)
+            reach = np.cumsum(far)
+            if not reach[-1]:
+                break
+            chosen.append(int(np.searchsorted(reach, stream(seed, Domain.CHOICE, draw) % int(reach[-1]), "right")))
     return some[chosen]
 
 
@@ -231,8 +250,10 @@ def read_images(corpus: "Manifest") -> Iterator[tuple[str, Bytes]]:
         path = corpus.whole(name)
         try:
             for batch in _batches(path):
-                split = np.array(batch.column("split").to_pylist())
-                pixels = _pixels(batch.column("pixels"), shape)
+                split = np.array(batch.column("split").to_pylist(), object)
+                if not np.isin(split, SPLITS).all():
+                    raise pa.ArrowInvalid(f"a split is none of {', '.join(SPLITS)}")
+                pixels = images_of(batch.column("pixels"), shape)
                 for label in SPLITS:
                     some = split == label
                     if some.any():
@@ -263,7 +284,7 @@ def _batches(path: Path) -> "Iterator[pa.RecordBatch]":
             yield from file.iter_batches(rows, row_groups=[group], columns=["pixels", "split"])
 
 
-def _pixels(column: "pa.Array", shape: tuple[int, int, int]) -> Bytes:
+def images_of(column: "pa.Array", shape: tuple[int, int, int]) -> Bytes:
     """The images of a column of bytes, where they lie."""
     import pyarrow as pa
 

@@ -21,7 +21,7 @@ SHOWN = 2048
 """Codes in the picture; of a larger codebook every second, third … is shown."""
 RARE = 100
 """A code that training meets less often is learnt badly."""
-LARGE = 48
+LARGE = 40
 """Side of a code in the picture, in pixels of the page."""
 BARS = 40
 _STYLE = f"""
@@ -29,6 +29,7 @@ _STYLE = f"""
 .codes i, .pairs i {{ display: block; border: 1px solid var(--line); box-sizing: content-box;
   image-rendering: pixelated; background: var(--picture) padding-box no-repeat; background-size: var(--size); }}
 .codes i {{ width: {LARGE}px; height: {LARGE}px; }} .pairs i {{ width: var(--wide); height: var(--high); }}
+.codes {{ display: grid; grid-template-columns: repeat(auto-fill, 3rem); }} .codes i {{ margin: auto; }}
 .codes li, .pairs li {{ font-size: .7rem; line-height: 1.3; text-align: center; color: var(--soft); }}
 .codes b {{ color: var(--ink); font-weight: 600; display: block; }} .codes .dead b {{ color: var(--damaged); }}
 """
@@ -127,10 +128,10 @@ def render(
     parts = [
         _head(card),
         _remarks(card),
-        section("The codes", _codes(card, codebook_KP)),
         section("Images and their codes", _pairs(pairs, whose)),
         section("How well they fit", _table(card)),
         section("How often codes occur", _ranks(card["counts"]["train"])),
+        section("The codes", _codes(card, codebook_KP)),
         section("Settings", _settings(card)),
     ]
     return page("\n".join(filter(None, parts)), "Visual vocabulary card", _STYLE, f"{POLICY}; img-src data:")
@@ -175,7 +176,7 @@ def _remarks(card: Mapping[str, Any]) -> str:
 def _codes(card: Mapping[str, Any], codebook_KP: NDArray[np.uint8]) -> str:
     """All codes in one picture, cut up by style: an item for each, with its id and how often it occurs."""
     payload, counts = card["vocabulary"]["payload"], card["counts"]["train"]
-    first, total = card["vocabulary"]["ordinary"][0][0], max(1, sum(counts))
+    first = card["vocabulary"]["ordinary"][0][0]
     step = -(-len(codebook_KP) // SHOWN)
     codes = np.arange(0, len(codebook_KP), step)
     side, across = payload["patch"], math.isqrt(len(codes) - 1) + 1
@@ -185,7 +186,7 @@ def _codes(card: Mapping[str, Any], codebook_KP: NDArray[np.uint8]) -> str:
     items = [
         f'<li{"" if counts[code] else " class=dead"} title="id {first + code}: {counts[code]:,} times in training">'
         f'<i style="background-position:{-LARGE * (at % across)}px {-LARGE * (at // across)}px"></i>'
-        f"<b>{first + code}</b>{share(counts[code], total)}</li>"
+        f"<b>{first + code}</b>{_times(counts[code])}</li>"
         for at, code in enumerate(codes.tolist())
     ]
     style = (
@@ -193,9 +194,14 @@ def _codes(card: Mapping[str, Any], codebook_KP: NDArray[np.uint8]) -> str:
     )
     which = "" if step == 1 else f" One in {step} of {len(codebook_KP):,} is shown."
     return (
-        f"<p>By brightness; the id, and its share of the train split's patches.{which}</p>"
+        f"<p>By brightness, then by bytes. Below each its id, and how often it occurs in the train split.{which}</p>"
         f'<ul class="codes" style="{style}">{"".join(items)}</ul>'
     )
+
+
+def _times(number: int) -> str:
+    """12,345 or 1.2M: no wider than a code."""
+    return f"{number:,}" if number < 10**6 else f"{number / 10**6:.1f}M"
 
 
 def _pairs(pairs: Sequence[Sequence[NDArray[np.uint8]]], whose: str) -> str:
@@ -253,8 +259,8 @@ def _table(card: Mapping[str, Any]) -> str:
         f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, *cells in _rows(card)
     )
     return (
-        f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p>No model that predicts codes can come nearer '
-        "to the pixels than this error.</p>"
+        f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div><p>Whoever names one '
+        "code for each patch comes no nearer to the pixels than this error.</p>"
     )
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from .artifacts import load
-from .codebook import _pixels as images_of
-from .codebook import nearest, patches_of
+from .codebook import images_of, nearest, patches_of
 from .encoding import Encoded
 from .spans import BATCH_BYTES, Span
 from .special_tokens import SPECIAL_IDS

@@ -33,7 +33,8 @@ NO_SPLIT = "The corpus has no image in its train split; add images to its source
 @dataclass(frozen=True)
 class ImageVocabularyConfig:
     size: int = 512
-    """Tokens in all: 5 special ones and the codes. V is the next multiple of 64: reserved ids at the end fill it up."""
+    """Tokens in all: 5 special ones and the codes. V is the next multiple of 64: reserved ids at the end fill it up.
+    Of 2,048, with some thousand small images, most codes occur less than 100 times in training."""
     patch: int = 4
     """Side of a patch in pixels; it divides the images' height and width."""
     seed: int = 0
@@ -161,20 +162,20 @@ class _Sampled:
 
 
 def _sample(config: ImageVocabularyConfig, corpus: Manifest, survey: _Survey) -> _Sampled:
-    per_image = math.prod(survey.grid)
-    most = min(config.sample // per_image, len(survey.keys))
-    last = np.partition(survey.keys, most - 1)[most - 1]
-    parts, keys = [], []
-    with progress("vocabulary sample", len(survey.keys), "images") as bar:
+    per_image, images = math.prod(survey.grid), len(survey.keys)
+    most = min(config.sample // per_image, images)
+    ranks = np.empty(images, np.int64)
+    ranks[np.argsort(survey.keys, kind="stable")] = np.arange(images)
+    patches_BNP = np.empty((most, per_image, config.patch**2 * len(survey.mean)), np.uint8)
+    read = 0
+    with progress("vocabulary sample", images, "images") as bar:
         for split, pixels in codes.read_images(corpus):
             if split != "train":
                 continue
+            rank = ranks[read : read + len(pixels)]
+            patches_BNP[rank[rank < most]] = codes.patches_of(pixels[rank < most], config.patch)
+            read += len(pixels)
             bar.advance(len(pixels))
-            hashed = _keys(pixels)
-            parts.append(codes.patches_of(pixels[hashed <= last], config.patch))
-            keys.append(hashed[hashed <= last])
-    order = np.argsort(np.concatenate(keys), kind="stable")[:most]
-    patches_BNP = np.concatenate(parts)[order]
     return _Sampled(most, patches_BNP.reshape(-1, patches_BNP.shape[2]))
 
 

@@ -3,6 +3,8 @@
 pytest tests/tasks/test_codebook.py
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
@@ -65,21 +67,26 @@ def test_nearest_is_that_of_integers_with_ties_to_the_lowest(width):
     assert list(zip(errors(patches, found, codes).tolist(), found.tolist())) == by_hand(patches, codes)
 
 
-@pytest.mark.parametrize("width", [16, 341, 768])
+@pytest.mark.parametrize("width", [16, 341, 342, 768])
 def test_distances_that_differ_by_one_are_told_apart(width):
-    """The hardest case: the largest products, and scores that differ by a half."""
+    """The hardest case: the largest sums, of white and nearly black, and scores that differ by a half."""
+    sums = {a * a + b * b: (a, b) for a in range(200, 256) for b in range(a, 256)}
+    near, far = next((sums[total], sums[total + 1]) for total in sums if total + 1 in sums)
+    patch = np.full((1, width), 255, np.uint8)
     codes = np.zeros((2, width), np.uint8)
-    codes[0, 0], codes[1, 1] = 1, 1
-    for light in (0, 255):
-        patch = np.full((1, width), light, np.uint8)
-        for at in (0, 1):
-            one = patch.copy()
-            one[0, at] = 1 if light == 0 else 254
-            far = np.concatenate([255 - codes if light else codes])
-            assert nearest(one, far)[0] == at
+    codes[0, -2:], codes[1, -2:] = 255 - np.array(far), 255 - np.array(near)
+    assert np.diff(errors(patch.repeat(2, 0), np.arange(2, dtype=np.int32), codes)).tolist() == [-1]
+    assert nearest(patch, codes)[0] == 1
+    assert nearest(255 - patch, 255 - codes)[0] == 1
 
 
-def test_the_codebook_is_the_same_for_one_and_two_threads_of_blas():
+def test_a_mean_is_rounded_to_the_nearest_byte_and_a_half_up():
+    sums, counts = np.array([[1], [3], [4], [5], [510]]), np.array([2, 2, 3, 3, 2])
+    assert codebook._rounded(sums, counts).ravel().tolist() == [1, 2, 1, 2, 255]
+
+
+def test_the_codebook_is_the_same_for_one_and_two_threads_of_blas(monkeypatch):
+    monkeypatch.setattr(codebook, "one_thread", nullcontext)
     patches = patches_of(made_images.drawn(600), 4).reshape(-1, 16)
     found = []
     for threads in (1, 2):
@@ -183,3 +190,9 @@ def test_a_corpus_of_text_is_refused(tmp_path):
     text = made_images.Manifest(**vars(corpus) | {"facts": {}})
     with pytest.raises(UsageError, match="not a corpus of images"):
         list(codebook.read_images(text))
+
+
+def test_a_split_of_another_name_is_not_skipped(tmp_path):
+    corpus = made_images.corpus(made_images.Store(tmp_path), made_images.drawn(4), ["train", "train", "dev", "test"])
+    with pytest.raises(DataError, match="a split is none of train, validation, test"):
+        list(codebook.read_images(corpus))

@@ -3,7 +3,9 @@
 pytest tests/tasks/test_image_vocabulary.py
 """
 
+import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tasks.errors import DataError, UsageError
 from tasks.image_vocabulary import ImageVocabularyConfig, identity, vocabulary
 from tests.tasks import made_images
 
+MNIST = Path(__file__).parents[3] / "shared/data/images/mnist/t10k-images-idx3-ubyte.gz"
 CONFIG = ImageVocabularyConfig(size=45, patch=4, epochs=2, batch=256)
 
 
@@ -213,10 +216,23 @@ def test_the_pictures_of_the_card_are_the_codes_and_the_images():
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     page = codebook_card.render(card, codes, [(image, 255 - image)])
     pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(one)))) for one in re.findall(r"base64,([^)]+)", page)]
+    pair, pictures = pictures[0], pictures[1:]
     assert pictures[0].shape == (6, 6, 3)  # 3 × 3 places
     for code in range(7):
         row, column = divmod(code, 3)
         square = pictures[0][2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         assert (square.ravel() == codes[code]).all()
-    assert (pictures[1] == np.concatenate([image, 255 - image])).all()
+    assert (pair == np.concatenate([image, 255 - image])).all()
     assert "1 of 7 codes are dead" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MNIST.exists(), reason="needs shared/data/images/mnist")
+def test_handwritten_digits_use_all_codes_and_lose_little(store):
+    digits = np.frombuffer(gzip.decompress(MNIST.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    made = vocabulary(ImageVocabularyConfig(), made_images.corpus(store, digits, group=1000), store)[0]
+    quality = made.facts["quality"]
+    assert quality["train"]["usage"] == 1
+    assert quality["validation"]["usage"] > 0.98
+    assert quality["validation"]["psnr"] > 24
+    assert made.facts["payload"]["grid"] == [7, 7]

@@ -168,7 +168,11 @@ def test_a_schedule_changes_what_is_hidden_and_neither_the_slots_nor_the_validat
         run.take_step()
     assert {len(batch.masked_M) for batch in seen} == {int(count(TINY.micro_tokens, "0.5"))}
     assert [batch.rate for batch in seen] == ["0.15", "0.15", "0.5", "0.5"]
-    assert [batch.rate for batch in run.strands[0].validation] == [batch.rate for batch in plain.strands[0].validation] == ["0.3"] * 3
+    assert (
+        [batch.rate for batch in run.strands[0].validation]
+        == [batch.rate for batch in plain.strands[0].validation]
+        == ["0.3"] * 3
+    )
 
 
 def test_a_checkpoint_on_other_shards_is_refused_and_stays_where_it_is(tmp_path):
