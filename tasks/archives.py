@@ -123,6 +123,12 @@ def chunks(item: Item, limits: Limits) -> Iterator[bytes]:
         yield from unpacked if item.kind == "html" else _in_utf8(unpacked, item)
 
 
+def unpacked(item: Item, limits: Limits) -> Iterator[bytes]:
+    """The bytes of a file, unpacked, and otherwise as they are. Raises Broken."""
+    with open_item(item) as file:
+        yield from _unpacked(file, item, limits)
+
+
 def _unpacked(file: BinaryIO, item: Item, limits: Limits) -> Iterator[bytes]:
     head = file.read(MAGIC)
     codec = next((codec for codec in CODECS if head and codec.starts(head)), None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"corpus", "vocabulary", "image_vocabulary", "shards", "pretrain", "evaluate", "registry"}
+STAGES = {"corpus", "image_corpus", "vocabulary", "shards", "pretrain", "evaluate", "registry"}
 TORCH_RING = {
     "encoder", "attention", "sublayers", "tiles", "heap", "stock", "objective", "optimizer", "orthogonal", "sharding",
     "gradients", "ranks", "batches", "checkpoint", "keeper", "tensor_file", "meter", "profiling", "choices", "points",
@@ -21,7 +21,7 @@ MLFLOW = {
     "registry", "versions", "tracking", "delivery", "system_metrics", "fill_mask", "serving", "board", "promotion",
 }  # fmt: skip
 """The registry and its parts, and the file that is served; they import mlflow inside their functions."""
-HEAVY = {"torch", "prefect", "mlflow", "transformers", "datasets", "tokenizers", "safetensors", "matplotlib"}
+HEAVY = {"torch", "prefect", "mlflow", "transformers", "datasets", "tokenizers", "safetensors", "matplotlib", "PIL"}
 MODULES = {path.stem: path for path in (ROOT / "tasks").glob("*.py") if path.stem != "__init__"}
 LEAVES = set(MODULES) - STAGES - TORCH_RING - MLFLOW
 

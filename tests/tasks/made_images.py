@@ -1,69 +1,93 @@
-"""Images that the tests draw themselves, and corpora of them as the image corpus stage makes them."""
+"""Files of images of all kinds, made and read. Shared by the tests of the image corpus."""
 
-import hashlib
-from collections.abc import Sequence
+import io
+import struct
+import tarfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from tasks.artifacts import Built, Identity, Manifest, Store, Workspace
-
-SPLITS = ("train", "validation", "test")
-
-
-def drawn(number: int, height: int = 8, width: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """Discs of some brightness on a darker ground, with a little noise: uint8 (B, H, W, C)."""
-    rng = np.random.default_rng([seed, height, width, channels])
-    rows, columns = np.mgrid[:height, :width]
-    at = rng.uniform(0, (height, width), (number, 2))
-    off = (rows - at[:, :1, None]) ** 2 + (columns - at[:, 1:, None]) ** 2
-    disc = off < rng.uniform(1, height * width / 4, (number, 1, 1))
-    light = rng.integers(100, 250, (number, 1, 1, channels))
-    noise = rng.integers(0, 6, (number, height, width, channels))
-    return (disc[..., None] * light + noise).astype(np.uint8)
+from tasks.artifacts import file_digest
+from tasks.image_decoding import ImageLimits, Refused, decode
+from tasks.image_files import pictures
+from tasks.image_sources import ImageFile, ImageSource, kind_of
+from tasks.image_streams import Misplaced, Picture
+from tasks.streams import Item, Reject
 
 
-def split_of(number: int) -> str:
-    """Of 10 images, the first 8 are in train."""
-    return ("train", "train", "train", "train", "train", "train", "train", "train", "validation", "test")[number % 10]
+def noise(number: int, height: int = 8, width: int = 8, channels: int = 1, seed: int = 0) -> NDArray[np.uint8]:
+    """(number, height, width, channels), all different."""
+    return np.random.default_rng(seed).integers(0, 256, (number, height, width, channels), np.uint8)
 
 
-def corpus(
-    store: Store,
-    images: np.ndarray,
-    splits: Sequence[str] | None = None,
-    *,
-    labels: Sequence[str | None] | None = None,
-    files: int = 2,
-    group: int = 50,
-    order: Sequence[int] | None = None,
-) -> Manifest:
-    """A corpus of images (B, H, W, C). `order`: in which they are written."""
-    number = len(images)
-    splits = list(splits or map(split_of, range(number)))
-    labels = list(labels or [None] * number)
-    order = list(range(number) if order is None else order)
+def encoded(pixels: NDArray[Any], name: str = "PNG", mode: str | None = None, **options: Any) -> bytes:
+    from PIL import Image
 
-    def build(workspace: Workspace) -> Built:
-        for part, rows in enumerate(np.array_split(np.array(order, np.int64), files)):
-            chosen = [images[row].tobytes() for row in rows]
-            columns = {
-                "id": pa.array([hashlib.sha256(one).hexdigest()[:32] for one in chosen], pa.string()),
-                "pixels": pa.array(chosen, pa.binary()),
-                "label": pa.array([labels[row] for row in rows], pa.string()),
-                "source": pa.array([f"made#{row}" for row in rows], pa.string()),
-                "offset": pa.array([0] * len(rows), pa.int64()),
-                "split": pa.array([splits[row] for row in rows], pa.string()),
-            }
-            path = workspace.folder / f"documents-{part:05d}.parquet"
-            pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=group, write_page_checksum=True)
-        counts = {f"documents_{split}": splits.count(split) for split in SPLITS}
-        image = dict(zip(("height", "width", "channels"), images.shape[1:]))
-        facts = {"modality": "images", "image": image, "labels": sorted({one for one in labels if one}), "sources": []}
-        counts |= {"documents_in": number, "documents_kept": number, "bytes_kept": images.nbytes, "copies": 0}
-        return Built(counts, facts)
+    flat = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    image = Image.fromarray(flat)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, name, **options)
+    return file.getvalue()
 
-    digest = hashlib.sha256(images.tobytes()).hexdigest()
-    settings = {"made": digest, "splits": splits, "labels": labels, "files": files, "group": group, "order": order}
-    return store.make(Identity("corpus", 1, settings, {}), build)[0]
+
+def idx(images: NDArray[np.uint8], said: int | None = None) -> bytes:
+    """As MNIST has them: (number, height, width)."""
+    number, height, width = images.shape[:3]
+    return struct.pack(">4sIII", b"\0\0\x08\x03", number if said is None else said, height, width) + images.tobytes()
+
+
+def idx_labels(labels: Sequence[int], said: int | None = None) -> bytes:
+    return struct.pack(">4sI", b"\0\0\x08\x01", len(labels) if said is None else said) + bytes(labels)
+
+
+def tar(members: Mapping[str, bytes], kind: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def parquet(images: Sequence[bytes | None], labels: Sequence[Any] | None = None, struct: bool = True) -> bytes:
+    """As `datasets` writes it."""
+    column: Any = [{"bytes": data, "path": f"{n % 2}/{n}.png"} for n, data in enumerate(images)] if struct else images
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if struct else pa.binary()
+    columns = {"image": pa.array(column, kind)} | ({"label": pa.array(labels)} if labels is not None else {})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, row_group_size=3)
+    return sink.getvalue().to_pybytes()
+
+
+def read(
+    path: Path, limits: ImageLimits | None = None, beside: Path | None = None, **source: Any
+) -> tuple[list[Picture], list[Reject]]:
+    """(images, rejects) of a file; the images' data are pixels. `beside` is a file of labels."""
+    limits = limits or ImageLimits()
+    kept: list[Picture] = []
+    rejects: list[Reject] = []
+    one = ImageSource(str(path), path.name, **source)
+    file = ImageFile(item_of(path, kind_of(path.name)), item_of(beside, "labels") if beside else None)
+    for event in pictures(file, one, limits, Counter()):
+        if isinstance(event, Picture):
+            try:
+                pixels = decode(event.data, limits)[0] if isinstance(event.data, bytes) else event.data
+            except Refused as refused:
+                rejects.append(Reject(refused.reason, event.offset, event.size, None, refused.detail))
+                continue
+            assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] in (1, 3)
+            kept.append(Picture(pixels, event.size, event.offset, event.place, event.label, event.origin))
+        else:
+            rejects.append(event.reject if isinstance(event, Misplaced) else event)
+    return kept, rejects
+
+
+def item_of(path: Path, kind: str) -> Item:
+    return Item(kind, str(path), path.name, file_digest(path), path.stat().st_size)
