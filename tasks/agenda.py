@@ -1,7 +1,7 @@
 """What an evaluation asks of a model of text: a recipe's tasks, what of them the train split holds, sentences.
 
 The stage asks them of its model and the champion, `maskmill compare` of any models. Another modality has a module with
-the same functions: subject, scorer, untrained, baselines, strata, tasks_of, seen, predictions, pictures.
+the same functions: subject, scorer, untrained, remarks, baselines, strata, tasks_of, seen, predictions, pictures.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ READERS: dict[str, Callable[[Any], Task]] = {
 """Key of the settings that lists evaluation sets -> what reads one."""
 DOWNSTREAM = ("classification", "tagging")
 """Those on which models are trained: there the untrained model is a baseline that says something."""
+DOCUMENTS = "texts"
+"""What the documents of the test split are called."""
+BASELINES: dict[str, str] = {}
+"""What a report says of baselines that report_words does not know."""
 TOP = 5
 """Tokens that are shown for a [MASK]."""
 
@@ -53,6 +57,11 @@ def scorer(model: Ours) -> Scorer:
 def untrained(model: Ours, sizes: Mapping[str, Any], seed: int, counts_V: NDArray[np.int64], device: str) -> Scorer:
     """What it said before its first step."""
     return untrained_scorer(sizes, seed, counts_V, device)
+
+
+def remarks(model: Ours) -> list[str]:
+    """What a reader of its masked scores has to know of the model."""
+    return []
 
 
 def strata(reader: ShardReader, counts_V: NDArray[np.int64]) -> list[Stratum]:

@@ -92,6 +92,18 @@ def judged(
     return figures, by_seed
 
 
+def apart(truth_N: ArrayLike, first_SN: ArrayLike, second_TN: ArrayLike) -> Figure:
+    """By how much the first answers are right more often than the second, on the same examples: a difference of
+    accuracies, whose interval is as above, e that of the paired difference. S and T need not be equal."""
+    truth_N = np.asarray(truth_N, np.int64)
+    right = [np.asarray(some, np.int64) == truth_N for some in (first_SN, second_TN)]
+    difference_N = right[0].mean(0) - right[1].mean(0)
+    error = float(difference_N.std(ddof=1)) / math.sqrt(len(truth_N))
+    value = float(difference_N.mean())
+    half = math.hypot(Z * error, *(_spread(some.mean(1)) for some in right))
+    return Figure(value, len(truth_N), value - half, value + half)
+
+
 def _spread(values_S: NDArray[np.float64]) -> float:
     """Half of the 95 % interval of a mean over seeds; 0 for what has no seed."""
     seeds = len(values_S)

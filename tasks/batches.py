@@ -19,7 +19,7 @@ Suffixes: B, R rows, L positions, M slots, S segments, P bytes of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -107,6 +107,8 @@ class ShardReader:
         self.corruption: str = facts["corruption"]
         self.mask_id: int = facts["vocabulary"]["special_ids"]["mask"]
         self.ordinary_ids = masking.ids_in(facts["vocabulary"]["ordinary"])
+        self.along: Mapping[str, Any] = facts.get("payload", {})
+        """What the vocabulary says of the bytes that go along with each token; nothing where there are none."""
         self.masks = masks_of(manifest, split)
         """Draws what is not stored; those of validation and test are frozen."""
         files = [read(manifest.whole(file["name"])) for file in facts["splits"][split]["files"]]

@@ -24,7 +24,7 @@ from .results import Metric as Meaning
 from .subjects import Subject
 
 BAG_OF_WORDS, MAJORITY = BASELINE + "bag_of_words", BASELINE + "majority"
-WAYS = {"probe": "linear probe, frozen", "fine_tuned": "fine-tuned"}
+WAYS = {"probe": "linear probe, frozen", "fine_tuned": "fine-tuned", "neighbours": "nearest neighbours, frozen"}
 """How a model is asked -> how a report calls that."""
 SEEDS_SAID = (
     "Means over {seeds} seeds. An interval holds both what another test set and what other seeds would change. A seed "

@@ -35,8 +35,20 @@ from .keys import permutation
 from .masking import EVALUATION_SEED, fraction
 from .overlap import copies
 from .progress import progress, say
-from .report import Curve, Examined, Report, page
-from .results import CHAMPION, MODEL, NAMES, UNTRAINED, Outcome, metrics_of, outcome_of
+from .report import DENSITY, LOSS, Curve, Examined, Report, page
+from .results import (
+    BIGRAM,
+    CHAMPION,
+    MODEL,
+    NAMES,
+    NEIGHBOUR,
+    PLACE,
+    UNIGRAM,
+    UNTRAINED,
+    Outcome,
+    metrics_of,
+    outcome_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +60,7 @@ __all__ = ["EvaluateConfig", "evaluate", "identity", "summary"]
 
 STAGE = "evaluate"
 VERSION = 4
-LINES = ("baseline_unigram", "baseline_bigram", UNTRAINED, CHAMPION)
+LINES = (UNIGRAM, BIGRAM, PLACE, NEIGHBOUR, UNTRAINED, CHAMPION)
 """Labels whose masked cross-entropy is a level line in the learning curve."""
 
 
@@ -259,7 +271,8 @@ class _Build:
             with progress("evaluate", total=len(rows) * len(rates), unit="rows") as bar:
                 strata = self.agenda.strata(reader, self._counts())
                 asked = intrinsic.asked(reader, self.shards, rows, strata, self.corpus)
-                each = intrinsic.outcomes(asked, rates, scorers, self.config.rows_per_batch, bar.advance, [remark])
+                remarks = [remark, *self.agenda.remarks(model)]
+                each = intrinsic.outcomes(asked, rates, scorers, self.config.rows_per_batch, bar.advance, remarks)
             # One text, since a unit sorts its keys, and the report shows labels in their order.
             page = json.dumps([one.as_json() for one in each])
             units = [unit for one in each for unit in one.units]
@@ -312,17 +325,27 @@ class _Build:
         if self.champion:
             models.append(Examined(CHAMPION, NAMES[CHAMPION], {"pretrain digest": self.champion.digest}))
         losses = next(one for one in outcomes if one.task == f"rate_{rate}").figures["masked_cross_entropy"]
-        curve = Curve(self._points(), rate, {label: losses[label] for label in LINES if label in losses})
+        levels = {label: losses[label] for label in LINES if label in losses and not self._of_payload}
+        curve = Curve(self._points(), rate, levels, DENSITY if self._of_payload else LOSS)
         reason = (facts["champion"] or {}).get("reason", "")
         remarks = [f"The champion's masked scores are left out: {reason}."] if reason else []
         remarks += facts["left_out"]
-        return Report("Evaluation", models, outcomes, curve, {MODEL: facts["predictions"]}, pictures, remarks)
+        said = {"documents": self.agenda.DOCUMENTS, "baselines": self.agenda.BASELINES, "pictures": pictures}
+        given: dict[str, Any] = {"predictions": {MODEL: facts["predictions"]}, "remarks": remarks, **said}
+        return Report("Evaluation", models, outcomes, curve, **given)
+
+    @property
+    def _of_payload(self) -> bool:
+        """Whether the loss of training is not of tokens, so that no score of tokens belongs beside it."""
+        return bool(self.pretrain.facts["model"].get("target") == "payload")
 
     def _points(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.pretrain.whole("curve.jsonl").read_bytes().splitlines()]
 
     def _lines(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Level lines of the curve: label for people -> masked cross-entropy at the rate of the shards."""
+        if self._of_payload:
+            return {}
         name = f"rate_{self.shards.facts['rate']}/masked_cross_entropy"
         return {NAMES[label]: metrics[f"{label}/{name}"] for label in LINES if f"{label}/{name}" in metrics}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .charts import STYLE, Line, amount, plot, scale_of
-from .report_sections import interval, number, of, section
+from .report_sections import interval, number, of, pictures, section
 from .report_words import (
     BASELINES,
     baselines_of,
@@ -28,15 +28,22 @@ from .report_words import (
     verdict,
 )
 from .results import BASELINE, CHAMPION, MODEL, Figure, Outcome
-from .sheet import in_html, in_markdown, table_in_markdown
+from .sheet import POLICY, in_html, in_markdown, table_in_markdown
 from .sheet import name_of as isolated
 from .sheet import page as whole_page
 from .sheet import section as part
 
 INTERVAL = (
-    "where the figure would lie in 95 of 100 evaluations on other texts of the same kind (bootstrap). Where two "
+    "where the figure would lie in 95 of 100 evaluations on other {} of the same kind (bootstrap). Where two "
     "intervals overlap, this report does not call one better."
 )
+LOSS = "Masked cross-entropy in nats per masked token"
+"""What a learning curve shows."""
+DENSITY = (
+    "−log of the density that the model gives to the bytes of a hidden token, in nats per masked token (not a loss of "
+    "tokens, so none of the baselines is of its kind),"
+)
+"""What it shows where the bytes that go along with tokens are learnt."""
 _EASIER = "<small>not ranked: see the set's remarks</small>"
 _LINK = re.compile(r"https?://|(?![a-z][a-z0-9+.-]*:|//)[^\s]", re.IGNORECASE)
 """An address that a report may point to: http, https, or a path without a scheme."""
@@ -65,6 +72,7 @@ class Curve:
     """Mask rate of the shards."""
     levels: Mapping[str, Figure] = field(default_factory=dict)
     """Label -> masked cross-entropy on the test split at that rate: unigram, bigram, untrained, champion."""
+    what: str = LOSS
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,18 @@ class Report:
     curve: Curve | None = None
     predictions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Label -> for each sentence {"text", "masks": [[{"token", "probability"}, …], …]}."""
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
-    """What it shows -> a PNG."""
     remarks: Sequence[str] = ()
     """What concerns the whole report: what was left out, and why."""
     links: Mapping[str, str] = field(default_factory=dict)
     """What -> address: the MLflow run, the Prefect flow run, the model card."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """What it does -> command: makes the model again, asks it, compares it."""
+    documents: str = "texts"
+    """What the documents are that it was asked about."""
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    """Label without its prefix -> what it is, where report_words does not say it or says it otherwise."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """What it shows -> a PNG."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -101,11 +113,12 @@ def page(report: Report) -> str:
         part("At a glance", _glance(report)),
         part("How it learnt", _curve(report.curve)),
         *(section(one, names) for one in report.outcomes),
-        part("What it fills in", _predictions(report)),
+        part("What it fills in", _predictions(report) + pictures(report.pictures)),
         part("How to read this", _reading(report)),
         part("Where it comes from", _origin(report)),
     ]
-    return whole_page("\n".join(filter(None, parts)), report.title, STYLE)
+    policy = f"{POLICY}; img-src data:" if report.pictures else POLICY
+    return whole_page("\n".join(filter(None, parts)), report.title, STYLE, policy)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -260,9 +273,7 @@ def _curve(curve: Curve | None) -> str:
     keys = "".join(f'<li><i class="m{line.kind[1]}"></i>{line.label}</li>' for line in lines)
     counted = sorted({figure.n for figure in curve.levels.values()})
     of_levels = f" Dashed: the test split (n = {counted[-1]:,} masked tokens)." if counted else ""
-    said = (
-        f"Masked cross-entropy in nats per masked token at mask rate {in_html(curve.rate)}; lower is better.{of_levels}"
-    )
+    said = f"{curve.what} at mask rate {in_html(curve.rate)}; lower is better.{of_levels}"
     return f'<ul class="legend">{keys}</ul>{drawn}<p>{said}</p>'
 
 
@@ -294,10 +305,11 @@ def _reading(report: Report) -> str:
     """What n, intervals and baselines are; each metric in one line."""
     metrics = {metric.title: metric for one in report.outcomes for metric in one.metrics.values()}
     labels = dict.fromkeys(label for one in report.outcomes for row in one.figures.values() for label in row)
-    there = [(name, said) for label in labels if (said := BASELINES.get(name := label.removeprefix(BASELINE), ""))]
+    known = {**BASELINES, **report.baselines}
+    there = [(name, said) for label in labels if (said := known.get(name := label.removeprefix(BASELINE), ""))]
     entries = [
         ("n", "how many things a figure is a mean over. A figure of few things says little."),
-        ("95 % interval", INTERVAL),
+        ("95 % interval", INTERVAL.format(report.documents)),
         ("baseline", "what one reaches without this model, or without training it. Only the distance to it counts."),
         *((f"baseline: {name}", said) for name, said in there),
         *((title, meaning(metric)) for title, metric in metrics.items()),

@@ -1,5 +1,6 @@
 """One evaluation set on the report's page: its figures beside their baselines, its classes, what was left out."""
 
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -247,6 +248,15 @@ def _error(one: Outcome, label: str) -> str:
             figure = one.figures[name][label]
             return f"<br>{in_html(metric.title)} {shown(figure, metric)}, n\u00a0{figure.n:,}"
     return ""
+
+
+def pictures(shown: Mapping[str, bytes]) -> str:
+    """PNGs with what they show below them; part of the page, which loads nothing."""
+    return "".join(
+        f'<figure><img style="max-width:100%" alt="{in_html(what)}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}"><figcaption>{in_html(what)}</figcaption></figure>'
+        for what, png in shown.items()
+    )
 
 
 def _notes(one: Outcome) -> str:

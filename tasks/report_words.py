@@ -39,7 +39,7 @@ BASELINES = {
     "bag_of_words": "the words of a text and their pairs, with the same probe.",
     "word_form": "the commonest tag of each word form in the training examples.",
 }
-"""Label without its prefix -> what it is; a task's remarks explain the others."""
+"""Label without its prefix -> what it is; a task's remarks, or the report, explain the others."""
 
 
 def models_of(outcomes: Iterable[Outcome]) -> list[str]:

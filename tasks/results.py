@@ -17,12 +17,15 @@ MODEL, CHAMPION = "test", "champion"
 BASELINE = "baseline_"
 """What the label of a baseline begins with."""
 UNIGRAM, BIGRAM, UNTRAINED = BASELINE + "unigram", BASELINE + "bigram", BASELINE + "untrained"
+PLACE, NEIGHBOUR = BASELINE + "place", BASELINE + "neighbour"
 NAMES = {
     MODEL: "this model",
     CHAMPION: "champion before",
     UNIGRAM: "unigram",
     BIGRAM: "bigram",
     UNTRAINED: "untrained",
+    PLACE: "unigram of the place",
+    NEIGHBOUR: "copied neighbour",
 }
 """How a person reads the labels that have a name of their own; the others read as they are, without the prefix."""
 

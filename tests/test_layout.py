@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAGES = {"corpus", "image_corpus", "vocabulary", "shards", "pretrain", "evaluate", "registry"}
 TORCH_RING = {
+    "image_agenda", "image_subject", "image_baselines", "image_probe", "image_pictures",
     "encoder", "attention", "sublayers", "tiles", "heap", "stock", "objective", "optimizer", "orthogonal", "sharding",
     "gradients", "ranks", "batches", "checkpoint", "keeper", "tensor_file", "meter", "profiling", "choices", "points",
     "training", "looping", "trainer", "elastic", "scoring", "fill_mask", "masking_torch", "subjects", "battery",
