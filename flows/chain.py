@@ -21,7 +21,7 @@ from prefect import get_client, runtime
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from flows import environment, ledger, plan, summary, ui
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from tasks import artifacts, registry, remote_store, versions
 from tasks.artifacts import Manifest, Store
 from tasks.errors import InterruptedRun, UnreachableError, UsageError, without_secrets
@@ -88,9 +88,9 @@ class Chain:
         self._artist: Thread | None = None
         self._warned = self._linked = False
 
-    def champion(self) -> Manifest | None:
-        """The weights that the new ones are compared with."""
-        self.rival = registry.champion(self.recipe.register.name, self.store, self.manifests["pretrain"].digest)
+    def champion(self, strand: Recipe) -> Manifest | None:
+        """The weights that the new ones are compared with, of the recipe or of its second modality."""
+        self.rival = registry.champion(strand.register.name, self.store, self.manifests["pretrain"].digest)
         if self.rival:
             self.recorder.needs(self.rival.digest)
         return self.rival
@@ -151,7 +151,9 @@ class Chain:
             self.stage_run.record(page.manifest, page.reused, self._inputs(part))
         self.tracker.made(part.name, page.manifest)
         if stage == "evaluate":
-            self.tracker.metrics(page.manifest.facts["metrics"])
+            of = part.name.removeprefix(stage).strip()  # the second modality
+            metrics = page.manifest.facts["metrics"]
+            self.tracker.metrics({f"{of}/{name}": value for name, value in metrics.items()} if of else metrics)
         state = plan.outcome(self.store, page.manifest, page.reused)
         self._done(part.name, page.manifest, state, time.monotonic() - started)
         for name, what in (("card.html", "card"), ("report.html", "report")):
@@ -159,7 +161,7 @@ class Chain:
                 say(f"{part.name:<10}  its {what}: {page.manifest.path(name)}")
 
     def _inputs(self, part: plan.Part) -> dict[str, Manifest]:
-        inputs = {name: self.manifests[name] for name in part.inputs}
+        inputs = {name: self.manifests[name] for name in part.needs}
         return inputs | ({"fork": self.fork} if self.fork and part.stage == "pretrain" else {})
 
     def _done(self, name: str, manifest: Manifest, state: str, seconds: float) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import contenders
 from flows.contenders import Contender
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from tasks import corpus
 from tasks.artifacts import Manifest, Store, digest_of, finish_unit, finished_unit
 from tasks.errors import MaskmillError, UsageError

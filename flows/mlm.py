@@ -7,7 +7,7 @@ flows/mlm.py:maskmill                the entry point for a Prefect deployment, f
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from flows import environment
 
@@ -87,12 +87,16 @@ def maskmill(
     first = None if force_from == "nothing" else force_from
     command = recipes.command(recipe, source, set, first)
     with preempted.goes_on(), chain.opened(settings, command, first, wait) as mill:
-        documents, words, rows, shorter = prepare(mill, settings)
+        ready = prepare(mill, settings)
+        second = prepare(mill, settings.second) if settings.second else None
         with slots.training():
-            given = {"on_metrics": mill.metrics, "shorter": shorter, "fork": mill.fork}
-            weights = train(mill, settings.pretrain, words, rows, **given)
-        report = score(mill, settings.evaluate, documents, words, rows, weights, mill.champion())
-        publish(mill, settings.register, documents, words, rows, weights, report, **mill.links())
+            alone = train_alone(mill, settings, ready, second)
+            beside = (second.words, second.rows) if second else ()
+            given = {"on_metrics": mill.metrics, "shorter": ready.shorter, "fork": mill.fork, "beside": beside}
+            weights = train(mill, settings.pretrain, ready.words, ready.rows, **given)
+        judge(mill, settings, ready, weights, alone.get(settings.modality))
+        if settings.second and second:
+            judge(mill, settings.second, second, weights, alone.get(settings.second.modality))
         return mill.finished()
 
 
@@ -117,7 +121,8 @@ def data(
     first = None if force_from == "nothing" else force_from
     command = recipes.command(recipe, source, set, first, verb="data")
     with preempted.goes_on(), chain.opened(settings, command, first, wait) as mill:
-        prepare(mill, settings)
+        for strand in filter(None, (settings, settings.second)):
+            prepare(mill, strand)
         return mill.finished()
 
 
@@ -147,14 +152,50 @@ def examine(
         return mill.finished()
 
 
-def prepare(mill: chain.Chain, settings: recipes.Recipe) -> tuple[Manifest, Manifest, Manifest, list[Manifest]]:
+class Prepared(NamedTuple):
+    """What training needs of a modality."""
+
+    documents: Manifest
+    words: Manifest
+    """The vocabulary."""
+    rows: Manifest
+    shorter: list[Manifest]
+    """Shards of each of the shorter lengths."""
+
+
+def prepare(mill: chain.Chain, settings: recipes.Recipe) -> Prepared:
     """The stages on data: corpus, vocabulary, shards, shards of each of the shorter lengths."""
     with runners.pool(settings.runner) as pool:
         documents = ingest(mill, settings.corpus, pool=pool)
         words = learn(mill, settings.vocabulary, documents)
         rows = shard(mill, settings.shards, documents, words, pool=pool)
         shorter = [shard(mill, config, documents, words, pool=pool) for config in settings.shorter]
-    return documents, words, rows, shorter
+    return Prepared(documents, words, rows, shorter)
+
+
+def train_alone(
+    mill: chain.Chain, settings: recipes.Recipe, first: Prepared, second: Prepared | None
+) -> dict[str, Manifest]:
+    """Each modality of a mixed recipe by itself, where it asks for that; by its name."""
+    if not (settings.second and second and settings.pretrain.beside.alone):
+        return {}
+    found = {}
+    for strand, config, of in (
+        (settings, settings.alone, first),
+        (settings.second, settings.second.pretrain, second),
+    ):
+        given = {"on_metrics": mill.metrics, "shorter": of.shorter}
+        found[strand.modality] = train(mill, config, of.words, of.rows, **given)
+    return found
+
+
+def judge(
+    mill: chain.Chain, settings: recipes.Recipe, data: Prepared, weights: Manifest, alone: Manifest | None = None
+) -> None:
+    """Evaluates what was trained on one modality, and registers it."""
+    given = data.documents, data.words, data.rows, weights
+    report = score(mill, settings.evaluate, *given, mill.champion(settings), **({"alone": alone} if alone else {}))
+    publish(mill, settings.register, *given, report, **mill.links())
 
 
 def deliver() -> None:

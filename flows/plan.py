@@ -14,21 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from flows import forks, ledger, runners
-from flows.recipes import Recipe
+from flows.parts import INPUTS as INPUTS
+from flows.parts import Part as Part
+from flows.parts import parts as parts
+from flows.recipe import Recipe
 from tasks import adopted, artifacts, corpus, evaluate, modalities, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
 from tasks.errors import DataError
-
-INPUTS: dict[str, tuple[str, ...]] = {
-    "corpus": (),
-    "vocabulary": ("corpus",),
-    "shards": ("corpus", "vocabulary"),
-    "pretrain": ("vocabulary", "shards"),
-    "evaluate": ("corpus", "vocabulary", "shards", "pretrain"),
-    "register": ("corpus", "vocabulary", "shards", "pretrain", "evaluate"),
-}
-"""Stage -> the stages whose manifests it reads, in the order of its arguments."""
-
 
 LONGEST = 40
 """Characters of a value in a reason."""
@@ -36,34 +28,6 @@ LONGEST = 40
 
 SHOWN = 4
 """Differences that are named, where there are many."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One artifact of a run."""
-
-    name: str
-    """That of its stage, with the length of its rows where these are shorter ones: "shards 128"."""
-    stage: str
-    config: Any
-    inputs: tuple[str, ...]
-    """Names of the parts whose manifests it reads, in the order of its arguments."""
-    others: frozenset[int] = frozenset()
-    """Rows' lengths of the run's other shards, which no artifact of this part ever had."""
-
-
-def parts(recipe: Recipe) -> dict[str, Part]:
-    """The parts of a run by their names, in order."""
-    shorter = {f"shards {config.length}": config for config in recipe.shorter}
-    lengths = frozenset({recipe.shards.length, *(config.length for config in shorter.values())})
-    found: dict[str, Part] = {}
-    for stage, inputs in INPUTS.items():
-        configs = {stage: getattr(recipe, stage)} | (shorter if stage == shards.STAGE else {})
-        inputs += tuple(shorter) if stage == pretrain.STAGE else ()
-        for name, config in configs.items():
-            others = lengths - {config.length} if stage == shards.STAGE else frozenset()
-            found[name] = Part(name, stage, config, inputs, others)
-    return found
 
 
 @dataclass(frozen=True)
@@ -105,9 +69,11 @@ def identity_of(
     if part.stage == shards.STAGE:
         return shards.identity(part.config, *inputs)
     if part.stage == pretrain.STAGE:
-        return pretrain.identity(part.config, inputs[0], inputs[1], inputs[2:], fork)
+        beside = [digests[name] for name in part.beside]
+        return pretrain.identity(part.config, inputs[0], inputs[1], inputs[2:], fork, beside)
     if part.stage == evaluate.STAGE:
-        return evaluate.identity(part.config, inputs[0], inputs[1], inputs[2], inputs[3], champion)
+        alone = digests[part.alone] if part.alone else None
+        return evaluate.identity(part.config, inputs[0], inputs[1], inputs[2], inputs[3], champion, alone)
     return registry.identity(part.config, *inputs)
 
 
@@ -129,7 +95,7 @@ def plan(recipe: Recipe, store: Store, home: Path | None = None) -> list[Verdict
     for part in whole.values():
         if part.stage == pretrain.STAGE:
             _check_inputs(part, whole, verdicts, store, fork)
-        missing = [whole[name] for name in part.inputs if name not in digests]
+        missing = [whole[name] for name in part.needs if name not in digests]
         if missing:
             verdict = Verdict(part.name, "run", _waits_for(missing, store))
         elif part.stage == evaluate.STAGE:
@@ -161,9 +127,10 @@ def refuse(recipe: Recipe, store: Store) -> Manifest | None:
     settings of pretrain with which no training could begin, and an evaluation set that cannot be used.
     """
     runners.check(recipe.runner)
-    modalities.beside(recipe.evaluate).check_sets(recipe.evaluate)
-    if tokenizer := getattr(recipe.vocabulary, "tokenizer", ""):
-        adopted.find(tokenizer)
+    for one in filter(None, (recipe, recipe.second)):
+        modalities.beside(one.evaluate).check_sets(one.evaluate)
+        if tokenizer := getattr(one.vocabulary, "tokenizer", ""):
+            adopted.find(tokenizer)
     fork = forks.find(recipe.pretrain.fork, store)
     pretrain.refuse(recipe.pretrain, recipe.shards.length, fork)
     return fork

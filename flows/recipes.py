@@ -6,111 +6,27 @@ Every key of a recipe is a field of a stage's Config class, so the classes are t
 import dataclasses
 import difflib
 import json
-import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from flows import recipe_file, runners
+from flows import recipe_file
 from flows.environment import CHECKOUT
+from flows.recipe import Recipe as Recipe
+from flows.recipe import kind
 from flows.recipe_words import SOURCES, Path_, expected, no_values, shown, unknown, whole
 from tasks import modalities
-from tasks.corpus import CorpusConfig
 from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries, without_secrets
-from tasks.evaluate_config import FILES, SETS, EvaluateConfig
-from tasks.pretrain import PretrainConfig
-from tasks.registry import RegisterConfig
-from tasks.remote_store import check_address
-from tasks.shards_config import ShardsConfig
+from tasks.evaluate_config import FILES, SETS
 from tasks.sizes import DIMENSIONS
-from tasks.vocabulary import VocabularyConfig
 
 FOLDER = CHECKOUT / "deployments" / "recipes"
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Minutes that a stage may take, waiting for another run that makes the same included; 0 is for ever."""
-
-    corpus: float = 0.0
-    vocabulary: float = 0.0
-    shards: float = 0.0
-    pretrain: float = 0.0
-    evaluate: float = 0.0
-    register: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, minutes in dataclasses.asdict(self).items():
-            if not 0 <= minutes < math.inf:
-                raise UsageError(f"timeouts.{name} is {minutes:g}; give minutes, 0 for no limit.")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one run is made from. Of another modality than text some groups have other settings (`kind`)."""
-
-    name: str
-    """The file's name, unless the file says otherwise."""
-    corpus: CorpusConfig
-    modality: str = modalities.TEXT
-    """What documents are: text, or images."""
-    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    register: RegisterConfig = field(default_factory=RegisterConfig)
-    runner: runners.Name = "processes"
-    """Who reads the corpus and makes shards: processes of this machine, or workers of dask or ray; same result."""
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    """After so long a stage is stopped; what is finished of it is kept."""
-    remote: str = ""
-    """A folder that machines share, such as s3://bucket/folder: artifacts are fetched from it and pushed to it. Without
-    one, that of the machine (MASKMILL_REMOTE), if any."""
-
-    def __post_init__(self) -> None:
-        if self.remote:
-            check_address(self.remote)
-        self.pretrain.check(self.shards.length)
-        _ = self.shorter  # they are refused now, not after the corpus
-
-    @property
-    def shorter(self) -> tuple[ShardsConfig, ...]:
-        """The shards of each of pretrain.lengths: those of the recipe, but for the length."""
-        try:
-            return tuple(dataclasses.replace(self.shards, length=length) for length in self.pretrain.lengths.lengths)
-        except UsageError as error:
-            raise UsageError(f"pretrain.lengths.lengths: {error}") from None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What is to be made. Who makes it, how long it may take and where it travels can change on the way."""
-        of_run = ("runner", "timeouts", "remote")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in of_run}
-
-    @property
-    def reaches_hub(self) -> bool:
-        """Does a source, or the tokenizer, lie on the Hugging Face hub, by name or by URL?"""
-        uris = [source.uri for key in SOURCES for source in getattr(self.corpus, key, ())]
-        uris.append(getattr(self.vocabulary, "tokenizer", ""))
-        return any("hf://" in uri or (uri.startswith("hf:") and not Path(uri[3:]).exists()) for uri in uris)
-
-
-@cache
-def kind(modality: str) -> type[Recipe]:
-    """Recipes of a modality: the same groups, some with settings of its own. Raises UsageError for an unknown one."""
-    if modality not in modalities.MODALITIES:
-        raise UsageError(f"modality is {modality!r}; use {' or '.join(modalities.MODALITIES)}.")
-    own = modalities.settings_of(modality)
-    groups = [(group, of, field() if group == "corpus" else field(default_factory=of)) for group, of in own.items()]
-    made = dataclasses.make_dataclass(Recipe.__name__, groups, bases=(Recipe,), frozen=True) if own else Recipe
-    return cast(type[Recipe], made)
 
 
 def names() -> list[str]:
@@ -216,6 +132,8 @@ def _spell_out_sources(data: dict[str, Any], folder: Path) -> None:
     if isinstance(pretrain, dict) and isinstance(pretrain.get("fork"), str) and os.sep in pretrain["fork"]:
         pretrain["fork"] = _anchored(pretrain["fork"], folder)
     _spell_out_evaluation(data.get("evaluate"), folder)
+    if isinstance(data.get("beside"), dict):
+        _spell_out_sources(data["beside"], folder)
     corpus = data.get("corpus")
     for key in SOURCES:
         sources = corpus.get(key) if isinstance(corpus, dict) else None
@@ -292,19 +210,26 @@ def _put(data: dict[str, Any], key: Path_, value: Any, origin: str) -> None:
 
 
 @cache
-def _adapter(modality: str) -> Any:
+def _adapter(modality: str, second: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     # pydantic refuses settings for a bare dataclass, but hands those of a container down to the dataclasses inside.
-    container: Any = GenericAlias(tuple, (kind(modality),))
+    container: Any = GenericAlias(tuple, (kind(modality, second),))
     return TypeAdapter(container, config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+
+
+def _modalities(data: Mapping[str, Any]) -> tuple[str, str]:
+    """The modality of a recipe, and that of a second one beside it."""
+    beside = data.get("beside")
+    second = str(beside.get("modality", modalities.TEXT)) if isinstance(beside, dict) else ""
+    return str(data.get("modality", modalities.TEXT)), second
 
 
 def _validate(data: dict[str, Any], origin: Any) -> Recipe:
     from pydantic import ValidationError
 
     try:
-        of = kind(modality := str(data.get("modality", modalities.TEXT)))
+        of = kind(*(asked := _modalities(data)))
     except UsageError as error:
         raise UsageError(f"{origin(('modality',))}: {error}") from None
 
@@ -319,7 +244,7 @@ def _validate(data: dict[str, Any], origin: Any) -> Recipe:
         key, what = next(no_values(data), ((), f"a recipe holds text, numbers, lists and mappings only ({error})"))
         raise UsageError(f"{origin(key)}: {'.'.join(key)}: {what}.") from None
     try:
-        recipe: Recipe = _adapter(modality).validate_json(text)[0]
+        recipe: Recipe = _adapter(*asked).validate_json(text)[0]
     except ValidationError as error:
         first = min(error.errors(), key=lambda one: one["type"] == "missing")  # what is wrong before what is not there
         key = tuple(str(part) for part in first["loc"][1:])

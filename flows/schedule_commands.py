@@ -78,7 +78,7 @@ def rerun(
     Example: maskmill rerun 0d1f2a3b --from evaluate
     """
     from flows import doctor, ui
-    from flows.plan import INPUTS
+    from flows.parts import INPUTS
 
     home = terminal.home()
     if from_ and from_ not in INPUTS:

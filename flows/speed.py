@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flows import plan, summary
-from flows.recipes import Recipe
+from flows.recipe import Recipe
 from tasks import corpus, modalities, pretrain, shards, vocabulary
 from tasks.artifacts import Manifest, Store
 from tasks.errors import UsageError

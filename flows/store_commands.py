@@ -163,7 +163,7 @@ def gc(
 def _planned(home: Path, keep_days: float) -> tuple["Plan", list[str]]:
     """What can go, and which registries were asked."""
     from flows import ledger
-    from flows.plan import INPUTS
+    from flows.parts import INPUTS
     from tasks import lineage, retention
     from tasks.errors import MaskmillError, without_secrets
 

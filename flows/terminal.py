@@ -122,7 +122,8 @@ def home() -> Path:
 
 def store(folder: Path, first: str | None = None, wait: float = 600.0, remote: str | None = None) -> Any:
     """The store of a home. remote: a recipe's, or "" for that of the machine; None: what is here only."""
-    from flows.plan import INPUTS, forced_stages
+    from flows.parts import INPUTS
+    from flows.plan import forced_stages
     from tasks import remote_store
     from tasks.artifacts import Store
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.plan import INPUTS
+from flows.parts import INPUTS
 from tasks import artifacts, shards
 from tasks.artifacts import Store
 from tasks.errors import DataError, UsageError

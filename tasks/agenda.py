@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import bigram, classification, cloze, minimal_pairs, pseudo_likelihood, tagging
+from . import bigram, classification, cloze, minimal_pairs, modalities, pseudo_likelihood, tagging
 from .artifacts import Manifest, finish_unit, finished_unit
 from .batches import ShardReader
 from .battery import Seen, Task
@@ -45,7 +45,7 @@ TOP = 5
 
 def subject(weights: Manifest, vocabulary: Manifest, label: str, device: str, counts_V: NDArray[np.int64]) -> Ours:
     """The model of a pretrain manifest."""
-    folder = weights.whole("model/model.safetensors").parent
+    folder = weights.whole(f"{modalities.face(weights, vocabulary.digest)}/model.safetensors").parent
     return ours(folder, vocabulary.whole("tokenizer.json"), label, device, counts_V)
 
 

@@ -37,6 +37,7 @@ from .overlap import copies
 from .progress import progress, say
 from .report import DENSITY, LOSS, Curve, Examined, Report, page
 from .results import (
+    ALONE,
     BIGRAM,
     CHAMPION,
     MODEL,
@@ -60,7 +61,7 @@ __all__ = ["EvaluateConfig", "evaluate", "identity", "summary"]
 
 STAGE = "evaluate"
 VERSION = 4
-LINES = (UNIGRAM, BIGRAM, PLACE, NEIGHBOUR, UNTRAINED, CHAMPION)
+LINES = (UNIGRAM, BIGRAM, PLACE, NEIGHBOUR, UNTRAINED, ALONE, CHAMPION)
 """Labels whose masked cross-entropy is a level line in the learning curve."""
 
 
@@ -71,6 +72,7 @@ def identity(
     shards_digest: str,
     pretrain_digest: str,
     champion_digest: str | None,
+    alone_digest: str | None = None,
 ) -> Identity:
     """What the report is a function of. A model is not compared with itself: such a champion counts as none.
 
@@ -82,6 +84,8 @@ def identity(
     inputs |= {"shards": shards_digest, "pretrain": pretrain_digest}
     if champion_digest not in (None, pretrain_digest):
         inputs["champion"] = str(champion_digest)
+    if alone_digest:
+        inputs["alone"] = alone_digest
     return Identity(STAGE, VERSION, modalities.beside(config).settings(config), inputs)
 
 
@@ -93,6 +97,7 @@ def evaluate(
     pretrain: Manifest,
     champion: Manifest | None,
     store: Store,
+    alone: Manifest | None = None,
 ) -> tuple[Manifest, bool]:
     """Scores the model, or finds its report. A killed evaluation goes on with the task and model that it was at.
 
@@ -100,6 +105,7 @@ def evaluate(
         config: EvaluateConfig, or what another modality has in its place.
         champion: the pretrain manifest of the model to beat; None where there is none. Masked scores of one with
             another vocabulary cannot be compared and are left out; those of texts can, where the store has that.
+        alone: the pretrain manifest of a model that was trained on this modality alone, where the model was on two.
     Raises:
         UsageError: a test split in which nothing is hidden, a sentence beyond the context, another vocabulary than the
         shards' or the weights', an evaluation set that cannot be used. NumericError: a score that is not finite.
@@ -108,10 +114,10 @@ def evaluate(
     for made in (shards, pretrain):
         check_parent(STAGE, made, vocabulary)
     digests = (corpus.digest, vocabulary.digest, shards.digest, pretrain.digest)
-    this = identity(config, *digests, champion.digest if champion else None)
+    this = identity(config, *digests, *(one.digest if one else None for one in (champion, alone)))
     if champion and "champion" not in this.inputs:
         champion = None
-    build = _Build(this, config, corpus, vocabulary, shards, pretrain, champion, store)
+    build = _Build(this, config, corpus, vocabulary, shards, pretrain, champion, store, alone)
     return store.make(this, build, libraries=("torch", "numpy", "tokenizers", "scikit-learn", "matplotlib"))
 
 
@@ -125,6 +131,7 @@ class _Build:
     pretrain: Manifest
     champion: Manifest | None
     store: Store
+    alone: Manifest | None = None
 
     def __call__(self, workspace: Workspace) -> Built:
         from .scoring import threads
@@ -228,6 +235,8 @@ class _Build:
         if self.champion and (vocabulary := self._champion_vocabulary()):
             champion = self.champion
             found[CHAMPION] = lambda: self._subject(champion, vocabulary, CHAMPION)
+        if alone := self.alone:
+            found[ALONE] = lambda: self._subject(alone, self.vocabulary, ALONE)
         return found
 
     def _champion_vocabulary(self) -> Manifest | None:
@@ -239,7 +248,8 @@ class _Build:
         the rows?"""
         if self.champion is None or self.champion.identity.inputs["vocabulary"] != self.vocabulary.digest:
             return False
-        return bool(self.champion.facts["model"]["length"] >= self.shards.facts["length"])
+        sizes = self.champion.facts[modalities.face(self.champion, self.vocabulary.digest)]
+        return bool(sizes["length"] >= self.shards.facts["length"])
 
     def _champion_fact(self) -> dict[str, Any] | None:
         if self.champion is None:
@@ -285,10 +295,18 @@ class _Build:
 
     def _scorers(self, model: "Subject") -> dict[str, "Scorer"]:
         facts, device = self.pretrain.facts, self.this.config["device"]
-        untrained = self.agenda.untrained(model, facts["model"], facts["initial_seed"], self._counts(), device)
+        untrained = self.agenda.untrained(
+            model,
+            facts[modalities.face(self.pretrain, self.vocabulary.digest)],
+            facts["initial_seed"],
+            self._counts(),
+            device,
+        )
         found = {MODEL: self.agenda.scorer(model), UNTRAINED: untrained}
         if self.champion and self._comparable():
             found[CHAMPION] = self.agenda.scorer(self._subject(self.champion, self.vocabulary, CHAMPION))
+        if self.alone:
+            found[ALONE] = self.agenda.scorer(self._subject(self.alone, self.vocabulary, ALONE))
         return found
 
     def _tasks(self, scratch: Path, model: "Subject") -> tuple[list[Outcome], list[str]]:

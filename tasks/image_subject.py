@@ -21,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import modalities
 from .artifacts import Manifest
 from .codebook import nearest, patches_of
-from .encoder import MaskedLanguageModel, Segments, carried, initialise
+from .encoder import MaskedLanguageModel, Segments, initialise
+from .encoder_config import carried
 from .errors import NumericError, UsageError
 from .patches import standardised
 from .scoring import Scorer, load_model, model_scorer
@@ -157,6 +159,6 @@ def subject(
     weights: Manifest, vocabulary: Manifest, label: str, device: str, counts_V: NDArray[np.int64]
 ) -> ImageSubject:
     """The model of a pretrain manifest, with its vocabulary's codebook. Raises as ImageSubject and `load_stock`."""
-    model = load_model(weights.whole("model/model.safetensors").parent, device)
+    model = load_model(weights.whole(f"{modalities.face(weights, vocabulary.digest)}/model.safetensors").parent, device)
     codebook_KP = np.load(vocabulary.whole("codebook.npy"), allow_pickle=False)
     return ImageSubject(model, codebook_KP, vocabulary.facts["payload"], label, counts_V)

@@ -123,12 +123,11 @@ def _peak(training: Training) -> float:
 
 def finish(training: Training, weights: dict[str, Tensor]) -> dict[str, Any]:
     """Write the model folder, say what came of it, and return what the manifest says."""
-    model, vocabulary = training.folder / "model", load(Path(training.job["vocabulary"]))
-    whole = MaskedLanguageModel(training.sizes)
+    whole = MaskedLanguageModel(*(strand.sizes for strand in training.strands))
     load_parameters(whole.named_parameters(), weights)
-    save_stock(whole, model)
-    for name in modalities.of(vocabulary.facts).files:
-        shutil.copyfile(vocabulary.whole(name), model / name)
+    _save(whole, training.folder / modalities.MODEL, Path(training.job["vocabulary"]))
+    if whole.beside:
+        _save(whole.beside, training.folder / modalities.BESIDE, Path(training.job["beside"][0][0]))
     loss, at_unigram = _last_loss(training)
     clock = training.points.clock
     speed = training.tokens / max(clock.seconds, 1e-9)
@@ -143,7 +142,10 @@ def finish(training: Training, weights: dict[str, Tensor]) -> dict[str, Any]:
             "steps": training.step,
             "tokens": training.tokens,
             "positions": training.timeline.positions,
-            "model": vars(training.sizes),
+            **{
+                name: vars(strand.sizes)
+                for name, strand in zip((modalities.MODEL, modalities.BESIDE), training.strands)
+            },
             "initial_seed": training.config["seed"],
             "chosen": vars(training.chosen),
             "stable": _stable(training.folder),
@@ -153,6 +155,14 @@ def finish(training: Training, weights: dict[str, Tensor]) -> dict[str, Any]:
         },
         "measured": _measured(training, speed, bound),
     }
+
+
+def _save(model: MaskedLanguageModel, folder: Path, vocabulary: Path) -> None:
+    """A model folder, with what the vocabulary adds to it."""
+    words = load(vocabulary)
+    save_stock(model, folder)
+    for name in modalities.of(words.facts).files:
+        shutil.copyfile(words.whole(name), folder / name)
 
 
 def _stable(folder: Path) -> list[dict[str, Any]]:

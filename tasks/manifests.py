@@ -247,7 +247,8 @@ def check_parent(stage: str, made: Manifest, parent: Manifest) -> None:
     """Raises UsageError where `stage` is given an artifact that was made from another parent than the one beside it:
     token ids of another vocabulary train and score without an error, to nonsense. One made by hand may not say."""
     made_with = made.identity.inputs.get(parent.stage, parent.digest)
-    if made_with != parent.digest:
+    second = made.identity.inputs.get(f"beside_{parent.stage}")  # of a model of two modalities
+    if parent.digest not in (made_with, second):
         raise UsageError(
             f"{stage}: the {made.stage} artifact {made.digest[:12]} was made with the {parent.stage} {made_with[:12]}, "
             f"and this is {parent.digest[:12]}; give that {parent.stage}, or make the {made.stage} artifact again."

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import Any
 
 TEXT = "text"
+MODEL, BESIDE = "model", "beside"
+"""Folders of a pretrain artifact, and facts of it: the model of its modality, and of a second one."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ def name_of(facts: Mapping[str, Any]) -> str:
 def of(facts: Mapping[str, Any]) -> Modality:
     """The modality of a manifest, by its facts."""
     return MODALITIES[name_of(facts)]
+
+
+def face(weights: Any, vocabulary: str) -> str:
+    """MODEL or BESIDE: which of a pretrain artifact's models reads with a vocabulary, by its digest."""
+    return BESIDE if weights.identity.inputs.get("beside_vocabulary") == vocabulary else MODEL
 
 
 def beside(config: Any) -> Any:

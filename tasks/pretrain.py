@@ -38,6 +38,7 @@ def identity(
     shards_digest: str,
     shorter: Sequence[str] = (),
     fork: Manifest | None = None,
+    beside: Sequence[str] = (),
 ) -> Identity:
     """What the weights are a function of: the settings with the hardware's choices filled in, and the inputs.
 
@@ -47,12 +48,14 @@ def identity(
     Args:
         shorter: digests of the shards of config.lengths, in their order.
         fork: the pretrain artifact that the run is forked from.
+        beside: digests of vocabulary and shards of a second modality.
     """
     settings = {name: value for name, value in _resolved(config, fork).items() if name not in NOT_IDENTITY}
     inputs = {"vocabulary": vocabulary_digest, "shards": shards_digest}
     inputs |= {f"shards_{length}": one for length, one in zip(config.lengths.lengths, shorter, strict=True)}
     if fork:
         inputs["fork"] = fork.digest
+    inputs |= dict(zip(("beside_vocabulary", "beside_shards"), beside))
     return Identity(STAGE, VERSION, settings, inputs)
 
 
@@ -62,6 +65,9 @@ def _resolved(config: PretrainConfig, fork: Manifest | None) -> dict[str, Any]:
     del settings["size"]
     if (config.input, config.target) == ("tokens", "tokens"):
         del settings["input"], settings["target"]
+    del settings["beside"]["alone"]  # of the flow
+    if not config.beside.batch_tokens:
+        del settings["beside"]
     settings |= dimensions(config.size, settings)
     device = device_kind(config.device)
     settings |= {
@@ -109,6 +115,7 @@ def pretrain(
     on_metrics: Callable[[Records], None] | None = None,
     shorter: Sequence[Manifest] = (),
     fork: Manifest | None = None,
+    beside: Sequence[Manifest] = (),
 ) -> tuple[Manifest, bool]:
     """Train, or find the trained model. A killed run goes on from its last whole checkpoint.
 
@@ -118,17 +125,20 @@ def pretrain(
             that fails come again with the next; a failure never disturbs training.
         shorter: shards of each of config.lengths, in their order.
         fork: the pretrain artifact from whose stable checkpoint the run goes on.
+        beside: vocabulary and shards of a second modality.
     Raises:
         UsageError: the shards were made with another vocabulary, or the settings do not fit them or the fork.
         InterruptedRun: stopped by a signal; the same call goes on.
         NumericError, MemoryExhausted, DiskFullError, DataError: as they say.
     """
     check(config, vocabulary, shards, shorter, fork)
-    digests = [one.digest for one in shorter]
-    this = identity(config, vocabulary.digest, shards.digest, digests, fork)
+    if beside:
+        check_parent(STAGE, beside[1], beside[0])
+    digests = [[one.digest for one in some] for some in (shorter, beside)]
+    this = identity(config, vocabulary.digest, shards.digest, digests[0], fork, digests[1])
 
     def build(workspace: Workspace) -> Built:
-        job = job_of(config, vocabulary, [*shorter, shards], workspace.folder, workspace.scratch, fork)
+        job = job_of(config, vocabulary, [*shorter, shards], workspace.folder, workspace.scratch, fork, beside)
         spool = Spool(workspace.folder / SPOOL, on_metrics)
         said = launch.train(job, workspace.lock_fd, spool.ship)
         return Built(said["counts"], said["facts"], said["measured"])
@@ -179,6 +189,7 @@ def refuse(config: PretrainConfig, length: int, fork: Manifest | None = None) ->
     """
     config.check(length)
     _check_ranks(config, length)
+    _check_beside(config)
     if fork:
         _check_model(config, fork)
     if not config.minutes:
@@ -195,6 +206,23 @@ def _check_model(config: PretrainConfig, fork: Manifest) -> None:
                 f"pretrain.{name} is {mine[name]}, and that of the run in pretrain.fork is {its.get(name)}; a fork "
                 "goes on with the same model."
             )
+
+
+def _check_beside(config: PretrainConfig) -> None:
+    """Raises UsageError for what a training on two modalities cannot do."""
+    if not config.beside.batch_tokens:
+        return
+    if config.fork:
+        raise UsageError("pretrain.fork: a run on two modalities cannot be forked; leave pretrain.beside out.")
+    if config.several(device_kind(config.device)) and config.reduction != "exact":
+        raise UsageError(
+            "pretrain.beside: several ranks train on two modalities with pretrain.reduction: exact only; use that, or "
+            "pretrain.devices: 1."
+        )
+    if config.beside.alone and not config.steps:
+        raise UsageError(
+            "pretrain.beside.alone: what is trained alone has as many steps; give the budget as pretrain.steps."
+        )
 
 
 def _check_ranks(config: PretrainConfig, length: int) -> None:
@@ -234,12 +262,14 @@ def job_of(
     folder: Path,
     scratch: Path,
     fork: Manifest | None,
+    beside: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
     """What the training process is to do, as JSON. shards: the shorter ones, then the main ones."""
     settings = _resolved(config, fork)
     device = settings["device"]
     of_run = {name: value for name, value in settings.items() if name not in NOT_IDENTITY}
     inputs = {"vocabulary": vocabulary.digest, "fork": fork.digest if fork else ""}
+    inputs |= {"beside": beside[0].digest} if beside else {}
     ranks = config.ranks_here(device)
     settings |= {"devices": ranks, "torchrun": config.several(device), "threads": config.threads_of(device, ranks)}
     return {
@@ -247,6 +277,7 @@ def job_of(
         "scratch": str(scratch.absolute()),
         "vocabulary": str(vocabulary.folder.absolute()),
         "shards": [[str(one.folder.absolute()), one.digest] for one in shards],
+        "beside": [[str(one.folder.absolute()), one.digest] for one in beside],
         "fork": str(_stable_file(config, fork)) if fork else "",
         "config": settings,
         "run": digest_of([of_run, inputs]),  # a checkpoint knows the shards by its position

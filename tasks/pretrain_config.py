@@ -15,6 +15,30 @@ NOT_IDENTITY = {"checkpoint_every", "devices", "nodes", "rendezvous", "restarts"
 state, so it is no matter when one is taken."""
 
 
+INPUTS = ("tokens", "payload")
+
+
+@dataclass(frozen=True)
+class BesideConfig:
+    """A second modality, where the recipe has one `beside` the first: it goes through the same blocks."""
+
+    batch_tokens: int = 0
+    """Positions of its rows in a step, beside those of the first modality; 0 without a second one."""
+    input: str = "payload"
+    """What the model sees of its tokens: their ids (tokens), or the bytes that go along with them (payload)."""
+    target: str = "tokens"
+    """What it is asked for where one is hidden."""
+    alone: bool = False
+    """Whether each modality is trained alone, too, in as many steps of its own rows, for the report to compare."""
+
+    def __post_init__(self) -> None:
+        for name in ("input", "target"):
+            if getattr(self, name) not in INPUTS:
+                raise UsageError(f"pretrain.beside.{name} is {getattr(self, name)!r}; use {' or '.join(INPUTS)}.")
+        if self.batch_tokens < 0:
+            raise UsageError(f"pretrain.beside.batch_tokens is {self.batch_tokens}; use 0 or more.")
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """The model, how it is trained, and on what."""
@@ -23,6 +47,8 @@ class PretrainConfig:
     """What the model sees of a token: its id (tokens), or the bytes that the shards carry with it (payload)."""
     target: str = "tokens"
     """What it is asked for where one is hidden: its id, or these bytes."""
+    beside: BesideConfig = field(default_factory=BesideConfig)
+    """The second modality of a mixed recipe; by default none."""
     size: str = "mini"
     """tiny 2x128, mini 4x128, small 6x256, medium 8x512, base-12 12x768, base 22x768, large 28x1024. Each dimension
     that is 0 is that of the size."""
@@ -175,8 +201,8 @@ class PretrainConfig:
 
     def _check_choices(self) -> None:
         for name, known in (
-            ("input", ("tokens", "payload")),
-            ("target", ("tokens", "payload")),
+            ("input", INPUTS),
+            ("target", INPUTS),
             ("optimizer", ("muon", "adamw")),
             ("matrix_adjustment", ("original", "match_rms_adamw")),
             ("compile", ("auto", "on", "off")),

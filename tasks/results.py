@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 MODEL, CHAMPION = "test", "champion"
 """Labels of the model itself (it goes by the split) and of the one to beat: the first part of a metric's name."""
+ALONE = "alone"
+"""Of a model that was trained on this modality alone, where the model was on two."""
 BASELINE = "baseline_"
 """What the label of a baseline begins with."""
 UNIGRAM, BIGRAM, UNTRAINED = BASELINE + "unigram", BASELINE + "bigram", BASELINE + "untrained"
@@ -21,6 +23,7 @@ PLACE, NEIGHBOUR = BASELINE + "place", BASELINE + "neighbour"
 NAMES = {
     MODEL: "this model",
     CHAMPION: "champion before",
+    ALONE: "trained alone",
     UNIGRAM: "unigram",
     BIGRAM: "bigram",
     UNTRAINED: "untrained",

@@ -58,7 +58,7 @@ class Training:
         shards = [_of_this_run(load(Path(path)), digest) for path, digest in job["shards"]]
         self.strands = [Strand(self.config, shards)]
         if second := job.get("beside"):
-            other = _of_this_run(load(Path(second[0])), second[1])
+            other = _of_this_run(load(Path(second[1][0])), second[1][1])
             self.strands.append(Strand(self.config | self.config["beside"], [other], 1))
         own = self.strands[0]
         self.sizes, self.readers, self.supplies = own.sizes, own.readers, own.supplies
