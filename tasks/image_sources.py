@@ -14,14 +14,14 @@ Labels: an IDX file's are in the file beside it (…images-idx3… has …labels
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from . import folders, remotes
 from .archives import SUFFIXES
 from .artifacts import digest_of
-from .digests import Digest, Memory
+from .digests import Memory
 from .errors import UsageError
 from .progress import say
 from .sources import Source, Surveyed
@@ -113,6 +113,10 @@ class _Listed:
     remote: remotes.Remote | None = None
 
 
+Chosen = tuple[str, _Listed, _Listed | None]
+"""Kind of a file, the file, and its labels."""
+
+
 def survey(sources: Sequence[ImageSource], store_root: Path) -> list[SurveyedImages]:
     """Enumerates and digests all sources. Digests of files are remembered in <store_root>/digests.json.
 
@@ -145,17 +149,17 @@ def _survey_one(source: ImageSource, memory: Memory) -> SurveyedImages:
         local = folders.find(remotes.local(source.uri))
         skipped = local.passed
         single = local.files == [local.root]
-        names = ["" if single else path.relative_to(local.root).as_posix() for path in local.files]
+        below = len(str(local.root / "x")) - 1
+        names = ["" if single else str(path)[below:] for path in local.files]
         listed = [_Listed(str(path), name) for path, name in zip(local.files, names)]
         if single:
             listed += _sibling_on_disk(listed[0])
     chosen = _chosen(source, listed, skipped)
-    items = _items(source, [one for _, *pair in chosen for one in pair if one], memory)
-    files = []
-    for kind, one, labels in chosen:
-        item = replace(items[one.path], kind=kind)
-        beside = replace(items[labels.path], kind="labels") if labels else None
-        files.append(ImageFile(item, beside, _folder_of(source, one, kind, beside is not None)))
+    items = _items(source, chosen, memory)
+    files = [
+        ImageFile(items[one.path], items[labels.path] if labels else None, _folder_of(source, one, kind, bool(labels)))
+        for kind, one, labels in chosen
+    ]
     what = [[f.item.kind, f.item.label, f.item.digest, f.labels and f.labels.digest, f.folder] for f in files]
     kind = "remote" if remotes.is_remote(source.uri) else "files"
     return SurveyedImages(source, kind, tuple(files), dict(sorted(skipped.items())), digest_of(what))
@@ -207,14 +211,12 @@ def _sibling_on_disk(one: _Listed) -> list[_Listed]:
     return [_Listed(name, "") for name in names if os.path.isfile(name)][:1]
 
 
-def _chosen(
-    source: ImageSource, listed: Sequence[_Listed], skipped: Counter[str]
-) -> list[tuple[str, _Listed, _Listed | None]]:
+def _chosen(source: ImageSource, listed: Sequence[_Listed], skipped: Counter[str]) -> list[Chosen]:
     """(kind, file, its labels) of what is read; counts the rest. Raises UsageError where nothing is left."""
     kinds = [kind_of(_name(one)) for one in listed]
     labels = {_name(one): one for one, kind in zip(listed, kinds) if kind == "labels"}
     used = set[str]()
-    chosen: list[tuple[str, _Listed, _Listed | None]] = []
+    chosen: list[Chosen] = []
     for one, kind in zip(listed, kinds):
         if kind == "labels":
             continue
@@ -245,29 +247,30 @@ def _folder_of(source: ImageSource, one: _Listed, kind: str, labelled: bool) -> 
     """The label that the place of a file gives to what is in it; of a tar it is for images at its top."""
     if source.labels == "none" or labelled or (source.labels == "auto" and kind in ("idx", "parquet", "tar")):
         return None
-    name = PurePosixPath(one.name).parent.name
+    name = one.name.rpartition("/")[0].rpartition("/")[2]
     if not name and source.labels == "folder":
         path = one.path.partition("?")[0] if one.remote else os.path.abspath(one.path)
         name = PurePosixPath(path).parent.name
     return _printable(name) or None
 
 
-def _items(source: ImageSource, listed: Sequence[_Listed], memory: Memory) -> dict[str, Item]:
-    local = [one for one in listed if not one.remote]
-    known = dict(zip((one.path for one in local), memory.digests([Path(one.path) for one in local])))
-    return {one.path: item for one, item in zip(listed, _each_item(source, listed, known))}
-
-
-def _each_item(source: ImageSource, listed: Sequence[_Listed], known: Mapping[str, Digest]) -> Iterator[Item]:
-    for one in listed:
-        beside = "" if one.name or kind_of(one.path) != "labels" else PurePosixPath(one.path).name
-        label = _printable(f"{source.name}/{one.name or beside}" if one.name or beside else source.name)
+def _items(source: ImageSource, chosen: Sequence[Chosen], memory: Memory) -> dict[str, Item]:
+    """Path -> the file with its digest."""
+    wanted = {one.path: (kind, one) for kind, one, _ in chosen}
+    wanted |= {labels.path: ("labels", labels) for _, _, labels in chosen if labels}
+    local = [path for path, (_, one) in wanted.items() if not one.remote]
+    known = dict(zip(local, memory.digests([Path(path) for path in local])))
+    items = {}
+    for path, (kind, one) in wanted.items():
+        name = one.name or (PurePosixPath(path).name if kind == "labels" else "")
+        label = _printable(f"{source.name}/{name}" if name else source.name)
         if one.remote:
             there = remotes.identified(one.remote)
-            yield Item("image", one.path, label, there.identity, there.size, remote=True)
+            items[path] = Item(kind, path, label, there.identity, there.size, remote=True)
         else:
-            digest = known[one.path]
-            yield Item("image", one.path, label, digest.digest, digest.size, stamp=digest.stamp)
+            digest = known[path]
+            items[path] = Item(kind, path, label, digest.digest, digest.size, stamp=digest.stamp)
+    return items
 
 
 def _printable(name: str) -> str:
