@@ -131,7 +131,9 @@ class Recipe:
 
 def _field(group: str, of: type) -> Any:
     """Of a dataclass: a group that need not be given, but for that with the sources."""
-    return field() if group in ("corpus", "beside") else field(default_factory=of)
+    if group == "beside":
+        return field(default=None)
+    return field() if group == "corpus" else field(default_factory=of)
 
 
 @cache
