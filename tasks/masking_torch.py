@@ -100,11 +100,9 @@ def _in_rectangles(
     drawn_RX = _shifted(keys_torch(seed, keys.Domain.BLOCK, number, sequence_ids_R, wide), 32)
     at_S1 = (first_S + row_S * (wide - layout.length))[:, None]
     upper_S3K = drawn_RX.flatten()[at_S1 + torch.arange(rectangles.DRAWS * count, device=device)]
-    first_SW = rectangles.first_rectangle(upper_S3K, grid, torch)
-    place_W = torch.arange(size, device=device)
-    inside_SW, at_SW = first_SW < count, first_S[:, None] + place_W
+    order_SW, inside_SW = rectangles.order(upper_S3K, grid, torch)
+    at_SW = first_S[:, None] + torch.arange(size, device=device)
     keys_N = keys_RL.flatten()
-    order_SW = (first_SW << 16) | torch.where(inside_SW, place_W, 0)
     lower_SW = torch.where(inside_SW, 0, _shifted(keys_N[at_SW], 32))
     return keys_N.index_put((at_SW,), (order_SW << 32) | lower_SW).reshape(keys_RL.shape)
 

@@ -2,7 +2,8 @@
 
     BEiT (Bao et al. 2022, arXiv 2106.08254, algorithm 1) hides rectangles of 16 to 75 of 196 patches with a ratio of
     their sides of 0.3 to 1 / 0.3 until 40 % are hidden. Here a segment draws R = ⌊N / 3⌋, and its positions come
-    in the order of the first rectangle that holds them, row after row; what none holds comes last, by its own key.
+    in the order of the first rectangle that holds them, row after row from one of its corners; what none holds comes
+    last, by its own key.
 
 As there a rectangle holds 16/196 to 75/196 of the grid. Unlike there its shape is drawn evenly from all shapes of these
 areas and ratios, in integers, so that numpy, torch and every machine draw the same, and it does not depend on how many
@@ -57,12 +58,9 @@ def in_rectangles(
     """
     keys_N3K = keys_from(seed, Domain.BLOCK, draw, ids_N, at_N, DRAWS * number_of(grid))
     upper_N3K = (keys_N3K >> np.uint64(32)).astype(np.int64)
-    first_NW = first_rectangle(upper_N3K, grid, np)
-    place_W = np.arange(grid[0] * grid[1], dtype=np.uint64)
-    inside_NW = first_NW < number_of(grid)
-    order_NW = (first_NW.astype(np.uint64) << np.uint64(16)) | np.where(inside_NW, place_W, np.uint64(0))
+    order_NW, inside_NW = order(upper_N3K, grid, np)
     lower_NW = np.where(inside_NW, np.uint64(0), keys_NW >> np.uint64(32))
-    return (order_NW << np.uint64(32)) | lower_NW
+    return (order_NW.astype(np.uint64) << np.uint64(32)) | lower_NW
 
 
 def check(grid: Grid, tokens_S: NDArray[np.int64]) -> None:
@@ -77,10 +75,13 @@ def check(grid: Grid, tokens_S: NDArray[np.int64]) -> None:
         raise UsageError(f"shards.policy is block, and a grid has {size:,} tokens; use uniform beyond {LARGEST:,}.")
 
 
-def first_rectangle(upper_N3K: Any, grid: Grid, library: Any) -> Any:
-    """Of each position the number of the first rectangle that holds it, R where none does: int64 (N, W).
+def order(upper_N3K: Any, grid: Grid, library: Any) -> tuple[Any, Any]:
+    """Where each position comes, int64 below 2^31 (N, W), equal for those in no rectangle; and which are in one.
 
     upper       the upper 32 bits of the rectangles' keys, int64; arrays of `library`, numpy or torch
+
+    The higher bits of a number choose, the lowest says from which side a rectangle is filled: always from the same one,
+    the last rectangle, which is cut, would leave its opposite corner visible more often than the others.
     """
     (rows, columns), number, table = grid, number_of(grid), shapes(grid)
     if library is not np:
@@ -91,10 +92,13 @@ def first_rectangle(upper_N3K: Any, grid: Grid, library: Any) -> Any:
     left_NK = (held_N3K[..., 2] * (columns + 1 - size_NK2[..., 1])) >> 32
     place_W = library.arange(rows * columns) if library is np else library.arange(rows * columns, device=table.device)
     row_W, column_W = place_W // columns, place_W % columns
-    first_NW = library.zeros_like(place_W + top_NK[:, :1]) + number
+    order_NW = library.zeros_like(place_W + top_NK[:, :1]) + (number << 16)
     for k in range(number - 1, -1, -1):
         down_NW, across_NW = row_W - top_NK[:, k, None], column_W - left_NK[:, k, None]
         inside_NW = (down_NW >= 0) & (down_NW < size_NK2[:, k, 0, None])
         inside_NW &= (across_NW >= 0) & (across_NW < size_NK2[:, k, 1, None])
-        first_NW = library.where(inside_NW, k, first_NW)
-    return first_NW
+        below_N1, right_N1 = held_N3K[:, k, 1, None] & 1, held_N3K[:, k, 2, None] & 1
+        row_NW = row_W + below_N1 * (rows - 1 - 2 * row_W)
+        column_NW = column_W + right_N1 * (columns - 1 - 2 * column_W)
+        order_NW = library.where(inside_NW, (k << 16) + row_NW * columns + column_NW, order_NW)
+    return order_NW, order_NW < number << 16

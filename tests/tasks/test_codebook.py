@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from tasks import codebook
 from tasks.codebook import errors, learn, nearest, patches_of, pixels_of
 from tasks.errors import DataError, UsageError
-from tests.tasks import made_images
+from tests.tasks import drawn_images
 
 SHAPES = [(1, 1, 1, 1), (8, 8, 1, 4), (6, 9, 3, 3), (32, 16, 3, 16), (4, 4, 3, 1)]
 
@@ -87,7 +87,7 @@ def test_a_mean_is_rounded_to_the_nearest_byte_and_a_half_up():
 
 def test_the_codebook_is_the_same_for_one_and_two_threads_of_blas(monkeypatch):
     monkeypatch.setattr(codebook, "one_thread", nullcontext)
-    patches = patches_of(made_images.drawn(600), 4).reshape(-1, 16)
+    patches = patches_of(drawn_images.drawn(600), 4).reshape(-1, 16)
     found = []
     for threads in (1, 2):
         with threadpool_limits(threads):
@@ -107,7 +107,7 @@ def test_a_codebook_has_different_codes_by_brightness_and_as_many_as_asked(batch
 
 
 def test_codes_are_no_worse_than_one_mean_and_than_patches_at_random():
-    patches = patches_of(made_images.drawn(500), 4).reshape(-1, 16)
+    patches = patches_of(drawn_images.drawn(500), 4).reshape(-1, 16)
     codes = learn(patches, 40, seed=0, epochs=3, batch=512)
     error = errors(patches, nearest(patches, codes), codes).sum()
     mean = np.round(patches.mean(0)).astype(np.uint8)[None]
@@ -149,7 +149,7 @@ def test_another_seed_is_another_start():
 
 
 def test_decoding_is_off_by_no_more_than_the_furthest_patch_is_from_its_code():
-    images = made_images.drawn(80, 12, 8, 3)
+    images = drawn_images.drawn(80, 12, 8, 3)
     patches = patches_of(images, 4)
     flat = patches.reshape(-1, 48)
     codes = learn(flat, 30, seed=0, epochs=2, batch=64)
@@ -160,19 +160,19 @@ def test_decoding_is_off_by_no_more_than_the_furthest_patch_is_from_its_code():
 
 
 def test_images_are_read_with_their_splits_for_any_row_groups(tmp_path):
-    images = made_images.drawn(120, 6, 4, 3)
+    images = drawn_images.drawn(120, 6, 4, 3)
     for group in (1, 7, 1000):
-        corpus = made_images.corpus(made_images.Store(tmp_path), images, group=group)
-        for split in made_images.SPLITS:
+        corpus = drawn_images.corpus(drawn_images.Store(tmp_path), images, group=group)
+        for split in drawn_images.SPLITS:
             read = np.concatenate([pixels for name, pixels in codebook.read_images(corpus) if name == split])
-            wanted = [images[number] for number in range(120) if made_images.split_of(number) == split]
+            wanted = [images[number] for number in range(120) if drawn_images.split_of(number) == split]
             assert (read == wanted).all()
 
 
 def test_a_damaged_file_and_an_image_of_another_size_are_named(tmp_path):
-    store = made_images.Store(tmp_path)
-    corpus = made_images.corpus(store, made_images.drawn(30))
-    lying = made_images.Manifest(
+    store = drawn_images.Store(tmp_path)
+    corpus = drawn_images.corpus(store, drawn_images.drawn(30))
+    lying = drawn_images.Manifest(
         **vars(corpus) | {"facts": {**corpus.facts, "image": {"height": 8, "width": 4, "channels": 1}}}
     )
     with pytest.raises(DataError, match=r"documents-00000\.parquet cannot be read"):
@@ -186,13 +186,13 @@ def test_a_damaged_file_and_an_image_of_another_size_are_named(tmp_path):
 
 
 def test_a_corpus_of_text_is_refused(tmp_path):
-    corpus = made_images.corpus(made_images.Store(tmp_path), made_images.drawn(30))
-    text = made_images.Manifest(**vars(corpus) | {"facts": {}})
+    corpus = drawn_images.corpus(drawn_images.Store(tmp_path), drawn_images.drawn(30))
+    text = drawn_images.Manifest(**vars(corpus) | {"facts": {}})
     with pytest.raises(UsageError, match="not a corpus of images"):
         list(codebook.read_images(text))
 
 
 def test_a_split_of_another_name_is_not_skipped(tmp_path):
-    corpus = made_images.corpus(made_images.Store(tmp_path), made_images.drawn(4), ["train", "train", "dev", "test"])
+    corpus = drawn_images.corpus(drawn_images.Store(tmp_path), drawn_images.drawn(4), ["train", "train", "dev", "test"])
     with pytest.raises(DataError, match="a split is none of train, validation, test"):
         list(codebook.read_images(corpus))

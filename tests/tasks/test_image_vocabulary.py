@@ -14,7 +14,7 @@ from tasks import codebook, codebook_card
 from tasks.artifacts import Store
 from tasks.errors import DataError, UsageError
 from tasks.image_vocabulary import ImageVocabularyConfig, identity, vocabulary
-from tests.tasks import made_images
+from tests.tasks import drawn_images
 
 MNIST = Path(__file__).parents[3] / "shared/data/images/mnist/t10k-images-idx3-ubyte.gz"
 CONFIG = ImageVocabularyConfig(size=45, patch=4, epochs=2, batch=256)
@@ -27,7 +27,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def images():
-    return made_images.drawn(200, 8, 12, 3)
+    return drawn_images.drawn(200, 8, 12, 3)
 
 
 def codes_of(manifest) -> np.ndarray:
@@ -35,7 +35,7 @@ def codes_of(manifest) -> np.ndarray:
 
 
 def test_files_facts_and_books(store, images):
-    corpus = made_images.corpus(store, images)
+    corpus = drawn_images.corpus(store, images)
     made, reused = vocabulary(CONFIG, corpus, store)
     assert not reused
     assert vocabulary(CONFIG, corpus, store) == (made, True)
@@ -47,7 +47,7 @@ def test_files_facts_and_books(store, images):
     assert facts["special_ids"] == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     assert facts["special_names"]["mask"] == "[MASK]"
     assert (facts["modality"], facts["model"]) == ("images", "codebook")
-    train = images[[made_images.split_of(number) == "train" for number in range(200)]]
+    train = images[[drawn_images.split_of(number) == "train" for number in range(200)]]
     payload = facts["payload"]
     assert payload | {"mean": 0, "deviation": 0} == {
         "bytes": 48, "grid": [2, 3], "patch": 4, "channels": 3, "mean": 0, "deviation": 0,
@@ -61,11 +61,11 @@ def test_files_facts_and_books(store, images):
 
 
 def test_quality_is_that_of_the_codes(store, images):
-    corpus = made_images.corpus(store, images)
+    corpus = drawn_images.corpus(store, images)
     made = vocabulary(CONFIG, corpus, store)[0]
     codes = codes_of(made)
     for split in ("train", "validation"):
-        some = images[[made_images.split_of(number) == split for number in range(200)]]
+        some = images[[drawn_images.split_of(number) == split for number in range(200)]]
         patches = codebook.patches_of(some, 4).reshape(-1, 48)
         found = codebook.nearest(patches, codes)
         off = patches.astype(float) - codes[found]
@@ -81,11 +81,11 @@ def test_quality_is_that_of_the_codes(store, images):
 
 
 def test_only_train_images_reach_the_codebook(store, images):
-    one = vocabulary(CONFIG, made_images.corpus(store, images), store)[0]
-    held_out = [made_images.split_of(number) != "train" for number in range(200)]
+    one = vocabulary(CONFIG, drawn_images.corpus(store, images), store)[0]
+    held_out = [drawn_images.split_of(number) != "train" for number in range(200)]
     other = images.copy()
     other[held_out] = 255 - other[held_out]
-    two = vocabulary(CONFIG, made_images.corpus(store, other), store)[0]
+    two = vocabulary(CONFIG, drawn_images.corpus(store, other), store)[0]
     assert one.digest != two.digest
     assert one.path("codebook.npy").read_bytes() == two.path("codebook.npy").read_bytes()
     assert one.facts["payload"] == two.facts["payload"]
@@ -96,10 +96,10 @@ def test_only_train_images_reach_the_codebook(store, images):
 @pytest.mark.parametrize("sample", [100, 1_000_000])
 def test_the_order_the_files_and_the_row_groups_of_a_corpus_do_not_matter(store, images, sample, monkeypatch):
     config = ImageVocabularyConfig(size=45, patch=4, epochs=2, batch=256, sample=sample)
-    made = vocabulary(config, made_images.corpus(store, images), store)[0]
+    made = vocabulary(config, drawn_images.corpus(store, images), store)[0]
     order = np.random.default_rng(0).permutation(200).tolist()
     monkeypatch.setattr(codebook, "BATCH_BYTES", 3000)
-    other = vocabulary(config, made_images.corpus(store, images, files=3, group=7, order=order), store)[0]
+    other = vocabulary(config, drawn_images.corpus(store, images, files=3, group=7, order=order), store)[0]
     assert made.path("codebook.npy").read_bytes() == other.path("codebook.npy").read_bytes()
     assert made.facts == other.facts
     assert made.counts == other.counts
@@ -111,13 +111,13 @@ def test_the_same_corpus_gives_the_same_bytes(tmp_path, images):
     made = []
     for folder in ("a", "b"):
         store = Store(tmp_path / folder)
-        made.append(vocabulary(CONFIG, made_images.corpus(store, images), store)[0])
+        made.append(vocabulary(CONFIG, drawn_images.corpus(store, images), store)[0])
     assert made[0].digest == made[1].digest
 
 
 def test_a_corpus_with_few_different_patches_gives_a_smaller_codebook_and_says_so(store, capfd):
     flat = np.repeat(np.arange(30, dtype=np.uint8), 64).reshape(30, 8, 8, 1)
-    made = vocabulary(ImageVocabularyConfig(size=1024), made_images.corpus(store, flat), store)[0]
+    made = vocabulary(ImageVocabularyConfig(size=1024), drawn_images.corpus(store, flat), store)[0]
     assert codes_of(made).shape == (24, 16)
     assert (made.facts["size"], made.facts["tokens"], made.facts["asked"]) == (64, 29, 1024)
     assert "24 codes instead of 1,019" in capfd.readouterr().err
@@ -128,15 +128,15 @@ def test_a_corpus_with_few_different_patches_gives_a_smaller_codebook_and_says_s
 
 def test_images_of_one_colour_have_a_deviation_that_can_be_divided_by(store):
     made = vocabulary(
-        ImageVocabularyConfig(size=64), made_images.corpus(store, np.full((20, 8, 8, 1), 7, np.uint8)), store
+        ImageVocabularyConfig(size=64), drawn_images.corpus(store, np.full((20, 8, 8, 1), 7, np.uint8)), store
     )[0]
     assert (made.facts["payload"]["mean"], made.facts["payload"]["deviation"]) == ([7.0], [1.0])
     assert made.facts["quality"]["train"]["entropy"] == 0
 
 
 def test_without_validation_images_the_card_says_so(store):
-    images = made_images.drawn(40)
-    made = vocabulary(CONFIG, made_images.corpus(store, images, ["train"] * 40), store)[0]
+    images = drawn_images.drawn(40)
+    made = vocabulary(CONFIG, drawn_images.corpus(store, images, ["train"] * 40), store)[0]
     assert made.facts["quality"]["validation"]["mse"] is None
     page = made.path("card.html").read_text()
     assert "No image is in the validation split" in page
@@ -160,19 +160,19 @@ def test_settings_that_make_no_sense_are_usage_errors(settings, said):
 
 
 def test_what_does_not_fit_the_images_is_a_usage_error(store):
-    corpus = made_images.corpus(store, made_images.drawn(20))
+    corpus = drawn_images.corpus(store, drawn_images.drawn(20))
     with pytest.raises(UsageError, match=r"side 3 does not divide images of 8 × 8 pixels"):
         vocabulary(ImageVocabularyConfig(patch=3), corpus, store)
     with pytest.raises(UsageError, match=r"one image has 4 patches; use 4 or more"):
         vocabulary(ImageVocabularyConfig(sample=3), corpus, store)
-    empty = made_images.corpus(store, made_images.drawn(20), ["test"] * 20)
+    empty = drawn_images.corpus(store, drawn_images.drawn(20), ["test"] * 20)
     with pytest.raises(UsageError, match="no image in its train split"):
         vocabulary(ImageVocabularyConfig(), empty, store)
 
 
 def test_a_manifest_that_counts_other_images_is_found_out(store):
-    corpus = made_images.corpus(store, made_images.drawn(20))
-    lying = made_images.Manifest(**vars(corpus) | {"counts": corpus.counts | {"documents_test": 7}})
+    corpus = drawn_images.corpus(store, drawn_images.drawn(20))
+    lying = drawn_images.Manifest(**vars(corpus) | {"counts": corpus.counts | {"documents_test": 7}})
     with pytest.raises(DataError, match="maskmill verify corpus"):
         vocabulary(CONFIG, lying, store)
 
@@ -185,7 +185,7 @@ def test_every_setting_is_part_of_the_identity():
 
 
 def test_the_card_shows_every_code_and_loads_nothing(store, images):
-    made = vocabulary(CONFIG, made_images.corpus(store, images), store)[0]
+    made = vocabulary(CONFIG, drawn_images.corpus(store, images), store)[0]
     page, card = made.path("card.html").read_text(), json.loads(made.path("card.json").read_text())
     assert sum(card["counts"]["train"]) == 160 * 6
     assert sum(card["counts"]["validation"]) == 20 * 6
@@ -230,7 +230,7 @@ def test_the_pictures_of_the_card_are_the_codes_and_the_images():
 @pytest.mark.skipif(not MNIST.exists(), reason="needs shared/data/images/mnist")
 def test_handwritten_digits_use_all_codes_and_lose_little(store):
     digits = np.frombuffer(gzip.decompress(MNIST.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28, 1)
-    made = vocabulary(ImageVocabularyConfig(), made_images.corpus(store, digits, group=1000), store)[0]
+    made = vocabulary(ImageVocabularyConfig(), drawn_images.corpus(store, digits, group=1000), store)[0]
     quality = made.facts["quality"]
     assert quality["train"]["usage"] == 1
     assert quality["validation"]["usage"] > 0.98
