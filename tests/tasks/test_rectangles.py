@@ -68,11 +68,10 @@ def test_hidden_patches_lie_together_and_every_place_is_hidden_as_often_as_its_d
 def test_a_draw_does_not_depend_on_what_else_is_drawn():
     grid = (7, 7)
     ids, lengths, offsets, length = rows_of(grid, 6, 3)
-    whole = masking.draw(2, 1, ids, lengths, offsets, length, "0.4", Policy("block", grid=grid))
+    policy = Policy("block", grid=grid)
+    whole = masking.draw(2, 1, ids, lengths, offsets, length, "0.4", policy)
     for row in range(6):
-        one = masking.draw(
-            2, 1, ids[row : row + 1], lengths[:3], np.array([0, 3]), length, "0.4", Policy("block", grid=grid)
-        )
+        one = masking.draw(2, 1, ids[row : row + 1], lengths[:3], np.array([0, 3]), length, "0.4", policy)
         assert (one[0] == whole[row]).all()
 
 
