@@ -27,7 +27,6 @@ BASELINES = {
     "majority": "always gives the commonest label of the training images.",
     "pixels": "the pixels of an image, treated as the states of the encoder are.",
     "bag_of_codes": "how often each token stands in an image, treated as the states of the encoder are.",
-    "codes_by_place": "which token stands at each place of an image, with the same probe.",
 }
 """Label without its prefix -> what it is, for a report."""
 TENTHS = 10

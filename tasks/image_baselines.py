@@ -2,9 +2,9 @@
 
     unigram     p(c)       how often code c stands in the train split
     place       p(c | j)   how often it stands at place j of the grid: (n(j, c) + 1) / Σ_c (n(j, c) + 1)
-    neighbour   p(c) = r·[c = b] + (1 − r)·p(c), b the code of the left neighbour, where that is hidden of the upper,
-                the right, the lower one; r = (equal + 1) / (pairs + 2) is how often neighbours across, or one above
-                the other, are equal in the train split. Where no neighbour is visible, the unigram
+    neighbour   p(c) = r_b·[c = b] + (1 − r_b)·p(c), b the code of the left neighbour, where that is hidden of the
+                upper, the right, the lower one; r_b = (equal + r) / (pairs + 1) is how often a patch with such a
+                neighbour is equal to it in the train split, and r that of all b. Where none is visible, the unigram
 
 A model that is no better than these has learnt that images have a background, and that it lies around.
 
@@ -49,10 +49,10 @@ class Counted:
 
     place_NV: NDArray[np.int64]
     """How often each id stands at each place of the grid."""
-    across: float
-    """Rate at which a patch has the code of its left neighbour, smoothed."""
-    down: float
-    """Rate at which it has that of the one above."""
+    equal_4V: NDArray[np.float64]
+    """Rate at which a patch is equal to its neighbour of each code, to the left, above, to the right, below."""
+    rates: tuple[float, float]
+    """The same of all codes, across and down."""
     images: int
 
 
@@ -60,17 +60,20 @@ def count(reader: ShardReader, grid: Sequence[int], size: int) -> Counted:
     """Counts the codes of a split; `size` is V. A second for ten million patches."""
     number = grid[0] * grid[1]
     place_NV = np.zeros((number, size), np.int64)
-    equal, pairs, images = np.zeros(2, np.int64), np.zeros(2, np.int64), 0
+    equal_2V, pairs_4V, images = np.zeros((2, size), np.int64), np.zeros((4, size), np.int64), 0
     for ids_XN in images_of(reader, number):
         keys = (ids_XN + np.arange(number) * size).reshape(-1)
         place_NV += np.bincount(keys, minlength=number * size).reshape(number, size)
-        square = ids_XN.reshape(-1, *grid)
-        for way, (first, second) in enumerate(((square[:, :, :-1], square[:, :, 1:]), (square[:, :-1], square[:, 1:]))):
-            equal[way] += np.count_nonzero(first == second)
-            pairs[way] += first.size
+        grid_XHW = ids_XN.reshape(-1, *grid)
+        across, down = (grid_XHW[:, :, :-1], grid_XHW[:, :, 1:]), (grid_XHW[:, :-1], grid_XHW[:, 1:])
+        for way, (first, second) in enumerate((across, down)):
+            equal_2V[way] += np.bincount(first[first == second], minlength=size)
+            pairs_4V[way] += np.bincount(first.reshape(-1), minlength=size)
+            pairs_4V[way + 2] += np.bincount(second.reshape(-1), minlength=size)
         images += len(ids_XN)
-    across, down = ((equal + 1) / (pairs + 2)).tolist()
-    return Counted(place_NV, across, down, images)
+    rates_2 = (equal_2V.sum(1) + 1) / (pairs_4V[:2].sum(1) + 2)
+    equal_4V = (np.tile(equal_2V, (2, 1)) + np.tile(rates_2, 2)[:, None]) / (pairs_4V + 1)
+    return Counted(place_NV, equal_4V, (float(rates_2[0]), float(rates_2[1])), images)
 
 
 def scorers(
@@ -84,13 +87,13 @@ def scorers(
     ordinary    half-open ranges of the ids that a patch can have
     """
     counted = count(reader, grid, len(counts_V))
+    across, down = (f"{100 * rate:.0f}\u00a0%" for rate in counted.rates)
     remark = (
         "Unigram: add-one smoothing. Unigram of the place: the same for each of the "
         f"{grid[0]} × {grid[1]} places of the grid; its first guess is the commonest token there. Copied neighbour: "
-        "the token to the left, where that is hidden the one above, to the right, below; with the rate at which "
-        f"neighbours are equal in the train split ({100 * counted.across:.0f}\u00a0% across, "
-        f"{100 * counted.down:.0f}\u00a0% down, add-one smoothing), and the unigram for the rest. "
-        f"From {counted.images:,} images of the train split."
+        "the token to the left, where that is hidden the one above, to the right, below; as likely as neighbours of "
+        f"this token are equal in the train split (on average {across} across, {down} down), and the unigram for the "
+        f"rest. From {counted.images:,} images of the train split."
     )
     found = {
         UNIGRAM: unigram_scorer(counts_V, ordinary),
@@ -115,22 +118,22 @@ def place_scorer(place_NV: NDArray[np.int64], ordinary: Sequence[Sequence[int]])
 def neighbour_scorer(counted: Counted, grid: Sequence[int], unigram_V: NDArray[np.float64], mask_id: int) -> Scorer:
     """p(· | the visible neighbours), as the module has it."""
     height, width = grid
-    p_V = torch.from_numpy(unigram_V).float()
+    p_V, equal_4V = torch.from_numpy(unigram_V).float(), torch.from_numpy(counted.equal_4V).float()
 
     def logits(tokens_BL: Tensor, segment_ids_BL: Tensor, masked_M: Tensor, *_: Tensor) -> Tensor:
         tokens, index_M = tokens_BL.reshape(-1), index_of(segment_ids_BL, masked_M)
         row_M, column_M = index_M // width, index_M % width
         copied_M, rate_M = torch.zeros_like(masked_M), torch.zeros(len(masked_M))
-        for inside_M, off, rate in (  # the last that is visible stands
-            (row_M < height - 1, width, counted.down),
-            (column_M < width - 1, 1, counted.across),
-            (row_M > 0, -width, counted.down),
-            (column_M > 0, -1, counted.across),
+        for way, inside_M, off in (  # the last that is visible stands
+            (3, row_M < height - 1, width),
+            (2, column_M < width - 1, 1),
+            (1, row_M > 0, -width),
+            (0, column_M > 0, -1),
         ):
             other_M = tokens[(masked_M + off).clamp(0, len(tokens) - 1)]
             visible_M = inside_M & (other_M != mask_id)
             copied_M = torch.where(visible_M, other_M, copied_M)
-            rate_M = torch.where(visible_M, rate, rate_M)
+            rate_M = torch.where(visible_M, equal_4V[way][other_M], rate_M)
         p_MV = (1 - rate_M)[:, None] * p_V
         return p_MV.scatter_add_(1, copied_M[:, None], rate_M[:, None]).log()
 

@@ -68,13 +68,14 @@ def test_place_and_neighbour_are_what_counting_by_hand_gives(made):
     tokens, segments = batch.tokens_BL.numpy(), batch.segment_ids_BL.numpy()
     place_MV, neighbour_MV = (scorers[label](*given).double().exp().numpy() for label in (PLACE, NEIGHBOUR))
     height, width = small_images.GRID
-    rates = [
-        (int((first == second).sum()) + 1) / (first.size + 2)
-        for first, second in (
-            (train_XHW[:, :, 1:], train_XHW[:, :, :-1]),
-            (train_XHW[:, 1:], train_XHW[:, :-1]),
-        )
-    ]
+    pairs = ((train_XHW[:, :, :-1], train_XHW[:, :, 1:]), (train_XHW[:, :-1], train_XHW[:, 1:]))
+    whole = [(int((first == second).sum()) + 1) / (first.size + 2) for first, second in pairs]
+
+    def rate(way, after, code):
+        """How often a patch is equal to a neighbour of this code that comes before (after) it."""
+        there = pairs[way][after] == code
+        return ((pairs[way][0] == pairs[way][1])[there].sum() + whole[way]) / (there.sum() + 1)
+
     for number, at in enumerate(batch.masked_M[: batch.count].tolist()):
         row, column = divmod(at, rows.facts["length"])
         begin = int(np.flatnonzero(segments[row] == segments[row, column])[0])
@@ -83,18 +84,19 @@ def test_place_and_neighbour_are_what_counting_by_hand_gives(made):
         here = np.array([(train_XHW[:, y, x] == one).sum() for one in (5, 6)])
         assert place_MV[number, 5:7] == pytest.approx((here + 1) / (here.sum() + 2), rel=1e-5)
         expected = unigram
-        for dy, dx, rate in ((0, -1, rates[0]), (-1, 0, rates[1]), (0, 1, rates[0]), (1, 0, rates[1])):
-            inside = 0 <= y + dy < height and 0 <= x + dx < width
-            if inside and tokens[row, column + dy * width + dx] != 4:
-                expected = (1 - rate) * unigram
-                expected[tokens[row, column + dy * width + dx]] += rate
+        for dy, dx in ((0, -1), (-1, 0), (0, 1), (1, 0)):
+            code = tokens[row, column + dy * width + dx]
+            if 0 <= y + dy < height and 0 <= x + dx < width and code != 4:
+                equal = rate(abs(dy), dy + dx > 0, code)
+                expected = (1 - equal) * unigram
+                expected[code] += equal
                 break
         assert neighbour_MV[number] == pytest.approx(expected, rel=1e-5, abs=1e-12)
-    assert f"{100 * rates[0]:.0f}\u00a0% across" in remark and "160 images" in remark
+    assert f"{100 * whole[0]:.0f}\u00a0% across" in remark and "160 images" in remark
 
 
 def test_where_every_neighbour_is_hidden_the_unigram_answers():
-    counted = image_baselines.Counted(np.zeros((4, 8), np.int64), 0.9, 0.8, 1)
+    counted = image_baselines.Counted(np.zeros((4, 8), np.int64), np.full((4, 8), 0.9), (0.9, 0.8), 1)
     unigram_V = np.array([0, 0, 0, 0, 0, 0.5, 0.25, 0.25])
     tokens = torch.tensor([[2, 4, 4, 4, 4, 3]])
     said = image_baselines.neighbour_scorer(counted, (2, 2), unigram_V, 4)(
