@@ -21,15 +21,15 @@ from tasks.patches import standardised
 from tasks.rows import payload_of, read
 from tasks.stock import load_stock, save_stock
 from tasks.strand import Strand
-from tests.tasks import handmade, small_images
+from tests.tasks import handmade, bar_images
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("images"))
-    documents = small_images.corpus(store)
-    words = small_images.vocabulary(store, documents)
-    return store, documents, words, small_images.rows(store, documents, words)
+    documents = bar_images.corpus(store)
+    words = bar_images.vocabulary(store, documents)
+    return store, documents, words, bar_images.rows(store, documents, words)
 
 
 def test_a_row_has_whole_images_with_the_code_and_the_pixels_of_each_patch(made):
@@ -62,7 +62,7 @@ def test_the_file_holds_them_in_one_column_and_text_has_none(made, tmp_path):
 @pytest.mark.parametrize("policy", ["uniform", "block"])
 def test_what_is_hidden_is_not_in_the_batch_and_stands_apart_as_a_target(made, policy):
     store, documents, words, _ = made
-    rows = small_images.rows(store, documents, words, policy=policy, draws=2)
+    rows = bar_images.rows(store, documents, words, policy=policy, draws=2)
     reader = ShardReader(rows, "train", payload=True)
     for batch in (training_batch(reader, 3, 7, seed=0), frozen_batch(reader, np.arange(5), "0.4")):
         at = batch.masked_M[: batch.count]
@@ -79,7 +79,7 @@ def test_what_is_hidden_is_not_in_the_batch_and_stands_apart_as_a_target(made, p
 
 def model_of(made, **asks):
     *_, rows = made
-    config = asdict(replace(small_images.TRAINING, **asks)) | {"heads": 2, "layers": 2, "width": 32}
+    config = asdict(replace(bar_images.TRAINING, **asks)) | {"heads": 2, "layers": 2, "width": 32}
     strand = Strand(config, [rows])
     model = MaskedLanguageModel(strand.sizes)
     initialise(model, 0, strand.counts)
@@ -137,7 +137,7 @@ def test_the_loss_of_pixels_is_that_of_gaussians_of_deviation_one(made):
 
 def test_an_untrained_model_of_pixels_is_as_good_as_the_mean(made):
     *_, rows = made
-    strand = Strand(asdict(replace(small_images.TRAINING, target="payload")), [rows])
+    strand = Strand(asdict(replace(bar_images.TRAINING, target="payload")), [rows])
     model = MaskedLanguageModel(strand.sizes)
     initialise(model, 0, strand.counts)
     batch = training_batch(strand.reader, 0, 32, 0)
@@ -171,7 +171,7 @@ def test_muon_takes_no_embedding_and_no_means(made):
 def test_shards_of_text_have_nothing_to_show(tmp_path):
     rows = handmade.shards(Store(tmp_path))
     with pytest.raises(UsageError, match=r"pretrain\.input is payload .* the shards carry nothing but tokens"):
-        Strand(asdict(small_images.TRAINING), [rows])
+        Strand(asdict(bar_images.TRAINING), [rows])
     with pytest.raises(UsageError, match="carry nothing"):
         PayloadConfig(64, 32, 2, 32, 2, 64, input="payload")
 
@@ -187,7 +187,7 @@ def test_shards_of_text_have_nothing_to_show(tmp_path):
 def test_settings_that_would_cut_an_image_are_refused(made, settings, said):
     store, documents, words, _ = made
     with pytest.raises(UsageError, match=said):
-        small_images.rows(store, documents, words, **settings)
+        bar_images.rows(store, documents, words, **settings)
 
 
 def test_blocks_are_refused_for_text_before_anything_is_made(tmp_path):
