@@ -21,7 +21,7 @@ from tasks.patches import standardised
 from tasks.rows import payload_of, read
 from tasks.stock import load_stock, save_stock
 from tasks.strand import Strand
-from tests.tasks import handmade, bar_images
+from tests.tasks import bar_images, handmade
 
 
 @pytest.fixture(scope="module")
