@@ -2,9 +2,11 @@
 
     {"inputs": ["A [MASK]."], "params": {"top_k": 3}}  ->  {"predictions": [[[{"token": …, "probability": …}, …]]]}
 
-Requests are checked and tokenised here and wait in a line (tasks.waiting) for the one thread that computes. What cannot
-be answered gets MLflow's form of an error, {"error_code", "message"}, with one sentence and a status that says whose
-fault it is: 400 the request's, 401 no token, 413 too large, 415 no JSON, 503 too many at once, 504 too slow.
+Of a model of images an input is base64 of a PNG or JPEG, or {"image": …, "mask": …}: see tasks/fill_image.py.
+
+Requests are checked here and wait in a line (tasks.waiting) for the one thread that computes. What cannot be answered
+gets MLflow's form of an error, {"error_code", "message"}, with one sentence and a status that says whose fault it is:
+400 the request's, 401 no token, 413 too large, 415 no JSON, 503 too many at once, 504 too slow.
 """
 
 import asyncio
@@ -29,13 +31,13 @@ from tasks.waiting import FullError, Line
 TABLES = ("dataframe_split", "dataframe_records")
 FORMATS = ("inputs", "instances", *TABLES)
 SHORT = 4096
-"""Characters that are tokenised at once; more would keep the other requests waiting."""
+"""Bytes of a body whose inputs are checked at once; more would keep the other requests waiting."""
 
 
 class Model(Protocol):
-    """What fill_mask.FillMask can do."""
+    """What the served file of a modality can do (fill_mask.py, fill_image.py)."""
 
-    def questions(self, texts: list[str], params: Mapping[str, Any] | None) -> Sequence[Any]: ...
+    def questions(self, inputs: list[Any], params: Mapping[str, Any] | None) -> Sequence[Any]: ...
 
     def answers(self, questions: Sequence[Any]) -> Sequence[Any]: ...
 
@@ -46,14 +48,14 @@ class Limits:
 
     body: int = 4_000_000
     """Bytes."""
-    texts: int = 256
-    """In a request."""
+    inputs: int = 256
+    """Texts or images in a request."""
     waiting: int = 1024
-    """Texts in the line."""
+    """Of them in the line."""
     seconds: float = 30.0
     """From the first byte to the answer."""
     at_once: int = 64
-    """Texts that the model gets together."""
+    """Of them that the model gets together."""
 
 
 class Refusal(Exception):
@@ -85,12 +87,13 @@ def application(model: Model, page: Mapping[str, Any], limits: Limits, token: st
         try:
             async with asyncio.timeout(limits.seconds):
                 _admit(request, token)
-                texts, params = _parsed(await _body(request, limits.body))
-                if isinstance(texts, list) and len(texts) > limits.texts:
+                body = await _body(request, limits.body)
+                inputs, params = _parsed(body)
+                if isinstance(inputs, list) and len(inputs) > limits.inputs:
                     raise Refusal(
-                        400, f"The request has {len(texts):,} texts, more than {limits.texts}; send fewer at a time."
+                        400, f"The request has {len(inputs):,} inputs, more than {limits.inputs}; send fewer at a time."
                     )
-                answers = await _answered(model, line.ask, texts, params)
+                answers = await _answered(model, line.ask, inputs, params, len(body))
         except TimeoutError:
             refusal = Refusal(504, f"The answer took longer than {limits.seconds:g} seconds; ask for less at a time.")
             return _refused(refusal)
@@ -154,7 +157,7 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 def _parsed(body: bytes) -> tuple[Any, Any]:
-    """Texts and parameters of MLflow's JSON. Whether they are what they should be is the model's to say."""
+    """Inputs and parameters of MLflow's JSON. Whether they are what they should be is the model's to say."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -177,16 +180,15 @@ def _column(name: str, table: Any) -> list[Any]:
         (_,) = table["columns"]
         return [value for (value,) in table["data"]]
     except (TypeError, ValueError, KeyError, AttributeError):
-        raise Refusal(400, f"{name} must be a table with one column, the texts.") from None
+        raise Refusal(400, f"{name} must be a table with one column, the inputs.") from None
 
 
-async def _answered(model: Model, ask: Ask, texts: Any, params: Any) -> Sequence[Any]:
-    size = sum(len(text) for text in texts if isinstance(text, str)) if isinstance(texts, list) else 0
+async def _answered(model: Model, ask: Ask, inputs: Any, params: Any, size: int) -> Sequence[Any]:
     try:
         if size <= SHORT:
-            questions = model.questions(texts, params)
+            questions = model.questions(inputs, params)
         else:
-            questions = await asyncio.to_thread(model.questions, texts, params)
+            questions = await asyncio.to_thread(model.questions, inputs, params)
     except Exception as error:
         raise _explained(error) from None
     if not questions:

@@ -15,7 +15,7 @@ from tasks.progress import say
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from flows.answering import Model
+    from tasks.serving import Served
 
 TOKEN = "MASKMILL_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -31,8 +31,8 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help=f"Holds the token of requests; or set {TOKEN}.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of the model; 0: all cores.")] = 0,
-    texts: Annotated[int, typer.Option(min=1, help="A request may have.")] = 256,
-    waiting: Annotated[int, typer.Option(min=1, help="Texts that may wait; beyond them 503.")] = 1024,
+    inputs: Annotated[int, typer.Option("--inputs", "--texts", min=1, help="A request may have.")] = 256,
+    waiting: Annotated[int, typer.Option(min=1, help="Inputs that may wait; beyond them 503.")] = 1024,
     seconds: Annotated[float, typer.Option(min=0.1, help="A request may take; beyond them 504.")] = 30.0,
     debug: terminal.Debug = False,
 ) -> None:
@@ -51,13 +51,13 @@ def serve(
     from flows import answering
     from tasks import serving
 
-    limits = answering.Limits(texts=texts, waiting=waiting, seconds=seconds)
+    limits = answering.Limits(inputs=inputs, waiting=waiting, seconds=seconds)
     served = serving.load(model, home)
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    warm(served.model)
+    warm(served)
     app = answering.application(served.model, served.page(), limits, token)
     shown = f"[{host}]" if ":" in host else host
     say(f"{served} answers at http://{shown}:{listener.getsockname()[1]}/invocations; Ctrl-C ends it.")
@@ -104,9 +104,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def warm(model: "Model") -> None:
+def warm(served: "Served") -> None:
     """One answer, so that the first request does not pay for what is prepared once."""
-    model.answers(model.questions(["A [MASK]."], None))
+    model = served.model
+    model.answers(model.questions(served.front.warmth(model), None))
 
 
 def run(app: "Starlette", listener: socket.socket, patience: float) -> None:

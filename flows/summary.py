@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import corpus_card, report_sections, vocabulary_card
+from tasks import modalities, report_sections
 from tasks.artifacts import Manifest
 from tasks.masking import fraction
 from tasks.report import Examined, Report, markdown
 from tasks.report_words import baselines_of, called
 from tasks.results import MODEL, NAMES, outcome_of
 from tasks.versions import Version
-
-CARDS = {"corpus": corpus_card.markdown, "vocabulary": vocabulary_card.markdown}
-"""Stage -> its card.json as Markdown."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +36,24 @@ def show(run: Finished) -> None:
     if not console.is_terminal:
         console.width = 80
     if "evaluate" in run.manifests:
-        _show_scores(console, run.manifests["evaluate"].facts)
+        _show_scores(console, run.manifests["evaluate"].facts, _front(run.manifests))
     console.print(_stages(run))
     console.print()
     if run.version:
-        _show_version(console, run.version, run.manifests["evaluate"].facts["predictions"])
+        _show_version(console, run.version, run.manifests)
     if "register" in run.manifests and (found := forks(run.manifests["pretrain"])):
         console.print(f"Go on from it {found}", markup=False, soft_wrap=True)
     console.print("Both UIs      maskmill ui")
 
 
-def _show_scores(console: Any, facts: Mapping[str, Any]) -> None:
+def _front(manifests: Mapping[str, Manifest]) -> Any:
+    """What is said of the modality."""
+    return modalities.front(manifests["vocabulary"].facts if "vocabulary" in manifests else {})
+
+
+def _show_scores(console: Any, facts: Mapping[str, Any], front: Any) -> None:
     console.print()
-    console.print(_scores(facts))
+    console.print(_scores(facts, front.HELD_OUT))
     console.print()
     if facts.get("tasks"):
         console.print(_tasks(facts["tasks"]))
@@ -60,12 +62,12 @@ def _show_scores(console: Any, facts: Mapping[str, Any]) -> None:
         _print_predictions(console, prediction["text"], prediction["masks"])
 
 
-def _show_version(console: Any, version: Version, predictions: Sequence[Mapping[str, Any]]) -> None:
+def _show_version(console: Any, version: Version, manifests: Mapping[str, Manifest]) -> None:
     aliases = " ".join(f"@{alias}" for alias in version.aliases)
     console.print(f"Registered    {version.name} version {version.version} {aliases}", markup=False)
     console.print(f"              {version.tags.get('verdict', '')}", markup=False, soft_wrap=True)
-    text = predictions[0]["text"] if predictions else "A [MASK]."
-    command = shlex.join(["maskmill", "predict", text, "--model", f"{version.name}/{version.version}"])
+    asked = _front(manifests).try_it(manifests["evaluate"])
+    command = shlex.join(["maskmill", "predict", *asked, "--model", f"{version.name}/{version.version}"])
     console.print(f"Try it        {command}", markup=False, soft_wrap=True)
 
 
@@ -78,12 +80,12 @@ def forks(weights: Manifest) -> str:
     return f"--set pretrain.fork={weights.key[:12]}@{steps[-1]}{others}"
 
 
-def _scores(facts: Mapping[str, Any]) -> Any:
+def _scores(facts: Mapping[str, Any], title: str) -> Any:
     from rich.table import Table
 
     metrics = facts["metrics"]
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left", title_style="bold")
-    table.title = "Held-out text"
+    table.title = title
     table.add_column("masked", justify="right")
     table.add_column("")
     for column in ("cross-entropy", "top-1", "top-5"):
@@ -154,6 +156,22 @@ def _stages(run: Finished) -> Any:
     return table
 
 
+def show_filled(answer: Mapping[str, Any]) -> None:
+    """The answer of `maskmill predict` for an image: for each hidden patch the most probable codes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("patch", "row", "column", "codes"):
+        table.add_column(column, justify="left" if column == "codes" else "right")
+    for patch, ranked in zip(answer["hidden"], answer["codes"], strict=True):
+        row, column = divmod(patch, answer["grid"][1])
+        table.add_row(
+            *map(str, (patch, row, column)), "  ".join(f"{it['code']} {it['probability']:.1%}" for it in ranked)
+        )
+    Console(highlight=False).print(table)
+
+
 def show_predictions(text: str, masks: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """The answer of `maskmill predict`: for each mask a list of tokens, most probable first."""
     from rich.console import Console
@@ -175,7 +193,8 @@ def what(manifest: Manifest) -> str:
     counts, facts = manifest.counts, manifest.facts
     size = f"{manifest.bytes / 1e6:,.1f} MB"
     if manifest.stage == "corpus":
-        return f"{counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0) / 1e6:,.1f} MB of text"
+        size = f"{counts.get('bytes_kept', 0) / 1e6:,.1f} MB of {modalities.front(facts).BYTES}"
+        return f"{counts.get('documents_kept', 0):,} documents, {size}"
     if manifest.stage == "vocabulary":
         return f"{facts.get('size', 0):,} tokens"
     if manifest.stage == "shards":
@@ -201,8 +220,9 @@ def card(name: str, manifest: Manifest, entry: Mapping[str, Any], recipe: str) -
     lines += ["", what(manifest), ""]
     if manifest.stage == "evaluate":
         lines += [_report(manifest), ""]
-    if manifest.stage in CARDS and "card.json" in manifest.files:
-        lines.append(CARDS[manifest.stage](json.loads(manifest.path("card.json").read_bytes())))
+    shown = modalities.front(manifest.facts).CARDS.get(manifest.stage)
+    if shown and "card.json" in manifest.files:
+        lines.append(modalities.module(shown).markdown(json.loads(manifest.path("card.json").read_bytes())))
     else:
         lines += ["| count | |", "|---|--:|", *(f"| {name} | {number:,} |" for name, number in manifest.counts.items())]
     lines += ["", f"`{manifest.stage}/{manifest.key}`, digest `{manifest.digest[:16]}`, {manifest.bytes:,} bytes"]

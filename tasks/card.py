@@ -4,9 +4,10 @@ Tables are narrow, because MLflow's page shows them without style.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from . import modalities
 from .artifacts import Manifest
 from .guards import sentences
 from .report import Examined, Report, markdown
@@ -15,28 +16,29 @@ from .sheet import in_markdown
 
 
 def card(name: str, parents: Mapping[str, Manifest]) -> str:
-    """The card of a model, from the manifests of corpus, vocabulary, shards, pretrain and evaluate by stage."""
-    shards, pretrain = parents["shards"].facts, parents["pretrain"]
+    """The card of a model, from the manifests of corpus, vocabulary, shards, pretrain and evaluate by stage.
+
+    What is said of the modality is the modality's to say: see text_front.py.
+    """
+    front = modalities.front(parents["vocabulary"].facts)
+    evaluate = parents["evaluate"]
     parts = [
-        _header(parents["vocabulary"].facts),
+        front.header(parents["vocabulary"].facts),
         f"# {name}",
-        f"A masked language model (ModernBERT layout) of {pretrain.facts['parameters']:,} parameters. "
-        f"It fills {_mask(parents['vocabulary'].facts)} in texts of up to {shards['length']} tokens.",
+        front.about(parents),
         "## How good it is",
-        _scores(parents["evaluate"]),
-        "Masked cross-entropy in nats per masked token on held-out documents, masks frozen; the unigram baseline uses "
-        "the train split's counts with add-one smoothing, the bigram one its left neighbour, the untrained model is "
-        "this one before its first step. In brackets: 95 % intervals (bootstrap over documents).",
-        *_tasks(parents["evaluate"].facts),
-        _predictions(parents["evaluate"].facts["predictions"]),
+        _scores(evaluate),
+        front.measured(evaluate.facts),
+        *_tasks(evaluate.facts, front),
+        front.predictions(evaluate.facts["predictions"]),
         "## What it was made from",
-        _data(parents["corpus"], parents["vocabulary"], parents["shards"], pretrain.config.get("lengths", {})),
+        _data(parents["corpus"], front.learnt(parents), parents["shards"], parents["pretrain"].config),
         "## How it was trained",
-        _settings(pretrain),
+        _settings(parents["pretrain"]),
         "## Use",
-        _use(name),
+        front.use(name, parents),
         "## Limits",
-        _limits(parents["corpus"], shards["length"]),
+        front.limits(parents),
         "## Digests",
         "\n".join(f"- {name} `{digest}`" for name, digest in lineage(parents).items()),
     ]
@@ -51,11 +53,6 @@ def lineage(parents: Mapping[str, Manifest]) -> dict[str, str]:
     return {stage: manifest.digest for stage, manifest in parents.items()} | {
         name: digest for name, digest in parents["pretrain"].identity.inputs.items() if name not in parents
     }
-
-
-def _header(vocabulary: Mapping[str, Any]) -> str:
-    mask = vocabulary.get("special_names", {}).get("mask", "[MASK]").replace("'", "''")
-    return f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\nmask_token: '{mask}'\n---"
 
 
 def origin(command: str, commit: str = "") -> str:
@@ -92,36 +89,23 @@ def _intervals(evaluate: Manifest) -> dict[str, str]:
     return found
 
 
-def _tasks(facts: Mapping[str, Any]) -> Iterator[str]:
+def _tasks(facts: Mapping[str, Any], front: Any) -> Iterator[str]:
     """What it was tried on besides held-out tokens, with baselines, n and what of it stands in the train split."""
     outcomes = [outcome_of(page) for page in facts.get("tasks", [])]
     if outcomes:
         yield markdown(Report("", [Examined(MODEL, NAMES[MODEL])], outcomes)).strip()
     yield "All figures, with intervals, classes and pictures: `report.html` among the artifacts of the run."
     for one in outcomes:
-        if one.exposure and one.exposure.looked_for:
-            yield (
-                f"{in_markdown(one.title)}: {one.exposure.found:,} of {one.exposure.looked_for:,} examples of 13 words "
-                "or more share 13 words in a row with the train split."
-            )
+        yield from front.exposed(one)
 
 
-def _predictions(predictions: list[Mapping[str, Any]]) -> str:
-    lines = []
-    for prediction in predictions:
-        lines.append(f"- {_code(prediction['text'])}")
-        for ranked in prediction["masks"]:
-            lines.append("  - " + ", ".join(f"{_code(it['token'].strip())} {it['probability']:.1%}" for it in ranked))
-    return "\n".join(lines)
-
-
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Text that Markdown shows as it is."""
     fence = "``" if "`" in text else "`"
     return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text or ' '}{fence}"
 
 
-def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest, lengths: Mapping[str, Any]) -> str:
+def _data(corpus: Manifest, vocabulary: Sequence[str], shards: Manifest, pretrain: Mapping[str, Any]) -> str:
     counts, facts = corpus.counts, shards.facts
     train = facts["splits"]["train"]
     reasons = [(name.removeprefix("rejected_"), n) for name, n in counts.items() if name.startswith("rejected_") and n]
@@ -130,8 +114,9 @@ def _data(corpus: Manifest, vocabulary: Manifest, shards: Manifest, lengths: Map
             *_sources(corpus),
             f"- {counts.get('documents_kept', 0):,} documents, {counts.get('bytes_kept', 0):,} bytes; rejected: "
             + (", ".join(f"{number:,} {reason}" for reason, number in reasons) or "none"),
-            f"- vocabulary: {_vocabulary(vocabulary.facts)}",
-            f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}" + _shorter(lengths),
+            *vocabulary,
+            f"- {train['tokens']:,} tokens to train on, in rows of {facts['length']}"
+            + _shorter(pretrain.get("lengths", {})),
             f"- masks: {facts['rate']} of each segment's tokens, exactly, {_policy(facts)}, shown as "
             f"{facts['corruption']}, sampler {facts['sampler']['name']} version {facts['sampler']['version']}, "
             f"seed {facts['seed']}",
@@ -146,23 +131,9 @@ def _shorter(lengths: Mapping[str, Any]) -> str:
     return f", first {words}" if words else ""
 
 
-def _mask(vocabulary: Mapping[str, Any]) -> str:
-    name = vocabulary.get("special_names", {}).get("mask", "[MASK]")
-    return "`[MASK]`" if name == "[MASK]" else f"{_code(name)} (`[MASK]` in `maskmill predict` and the pyfunc)"
-
-
 def _policy(shards: Mapping[str, Any]) -> str:
     name = shards.get("policy", "uniform")
     return f"in spans of {shards['span']} on average" if name == "span" else name
-
-
-def _vocabulary(facts: Mapping[str, Any]) -> str:
-    kind, size, reserved = facts.get("kind", "byte-level BPE"), facts["size"], facts.get("reserved", 0)
-    origin = "an existing tokenizer" if facts.get("source") == "adopted" else "learnt from the train split"
-    sample = facts.get("sample", {})
-    if sample and not sample["whole"]:
-        origin = f"learnt from a sample of the train split, about {sample['bytes_asked']:,} bytes"
-    return f"{kind}, {size:,} tokens" + (f" ({reserved:,} of them reserved)" if reserved else "") + f", {origin}"
 
 
 def _sources(corpus: Manifest) -> Iterator[str]:
@@ -172,7 +143,7 @@ def _sources(corpus: Manifest) -> Iterator[str]:
         kept = books.get(name, {})
         size = f", {kept['documents_kept']:,} documents, {kept['bytes_kept']:,} bytes" if kept else ""
         shown = name.rstrip("/").rpartition("/")[2]
-        yield f"- source {_code(shown)}{size}; licence: {in_markdown(licence) or 'not noted'}"
+        yield f"- source {code(shown)}{size}; licence: {in_markdown(licence) or 'not noted'}"
 
 
 def _licences(corpus: Manifest) -> dict[str, str]:
@@ -182,14 +153,9 @@ def _licences(corpus: Manifest) -> dict[str, str]:
     return {str(name) or "unnamed": str(licence) for name, licence in each}
 
 
-def _limits(corpus: Manifest, length: int) -> str:
-    silent = [name.rstrip("/").rpartition("/")[2] for name, licence in _licences(corpus).items() if not licence]
-    asked = f" None is noted for {', '.join(map(_code, silent))}: ask before you pass the model on." if silent else ""
-    return (
-        "It knows what its corpus says, right or wrong, and no more. It fills in tokens; it does not answer, and its "
-        f"probabilities are not calibrated. Texts of more than {length} tokens it cannot read. Licences and rights of "
-        f"the corpus's texts apply.{asked}"
-    )
+def without_licence(corpus: Manifest) -> list[str]:
+    """Names of the sources that came without a note of their licence."""
+    return [name.rstrip("/").rpartition("/")[2] for name, licence in _licences(corpus).items() if not licence]
 
 
 def _settings(pretrain: Manifest) -> str:
@@ -222,17 +188,3 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield from _flat(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value
-
-
-def _use(name: str) -> str:
-    return "\n".join(
-        [
-            "```python",
-            "import mlflow",
-            f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
-            'model.predict(["A text with a [MASK]."], params={"top_k": 3})',
-            "```",
-            "The folder `artifacts/model` of a version loads with `transformers` (`AutoModelForMaskedLM`, "
-            "`AutoTokenizer`), without custom code.",
-        ]
-    )

@@ -8,6 +8,7 @@ only, and some of these are heavy.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 TEXT = "text"
@@ -37,6 +38,8 @@ class Modality:
     """Module of the embedding of what the shards carry with each token; "" where they carry nothing."""
     served: str = ""
     """File that a registered model is served by."""
+    front: str = ""
+    """Module of what a registered model says of itself, and how it is asked: see text_front.py."""
 
 
 MODALITIES = {
@@ -49,6 +52,7 @@ MODALITIES = {
         agenda="agenda",
         files=("tokenizer.json", "tokenizer_config.json"),
         served="fill_mask.py",
+        front="text_front",
     ),
     "images": Modality(
         corpus="image_corpus",
@@ -66,6 +70,7 @@ MODALITIES = {
         files=("codebook.npy",),
         embedding="patches",
         served="fill_image.py",
+        front="image_front",
     ),
 }
 
@@ -83,6 +88,17 @@ def of(facts: Mapping[str, Any]) -> Modality:
 def face(weights: Any, vocabulary: str) -> str:
     """MODEL or BESIDE: which of a pretrain artifact's models reads with a vocabulary, by its digest."""
     return BESIDE if weights.identity.inputs.get("beside_vocabulary") == vocabulary else MODEL
+
+
+def front(facts: Mapping[str, Any]) -> Any:
+    """The module of what a registered model of this modality says of itself."""
+    return module(of(facts).front)
+
+
+def held_by(folder: Path) -> str:
+    """The modality of a model, by the files that lie in its folder."""
+    there = [name for name, one in MODALITIES.items() if all((folder / file).is_file() for file in one.files)]
+    return there[0] if there else TEXT
 
 
 def beside(config: Any) -> Any:

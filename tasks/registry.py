@@ -1,8 +1,8 @@
 """Stage 6, register: weights -> a version in MLflow's registry, and the way back from a name to a model.
 
-The artifact is the folder that is registered: model/ in stock transformers form with its tokenizer, card and digests,
-and fill_mask.py, which serves it. It knows nothing of versions, runs or addresses: those are the registry's. Then,
-under a lock:
+The artifact is the folder that is registered: model/ with what its vocabulary needs, card and digests, in stock
+transformers form where there is one, and the file that serves it (modalities.Modality.served). It knows nothing of
+versions, runs or addresses: those are the registry's. Then, under a lock:
 
     the same weights are never registered twice: a version with their digest in its tag `weights` is taken as it is
     tags and card are written first, aliases last, so that whoever follows an alias finds a complete version
@@ -18,8 +18,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import evidence, promotion, tracking
-from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, write_atomic
+from . import evidence, modalities, promotion, tracking
+from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, file_digest, write_atomic
 from .board import ROLLED_BACK, STANDS, WON, Board, attach
 from .card import card, lineage, origin
 from .errors import UsageError
@@ -53,10 +53,11 @@ NOT_IDENTITY: set[str] = set()
 
 EXPERIMENT = "maskmill"
 """Experiment of a registration that is part of no run."""
-SERVER = "fill_mask.py"
 PARENTS = ("corpus", "vocabulary", "shards", "pretrain", "evaluate")
-REQUIREMENTS = ("mlflow", "torch", "tokenizers", "safetensors")
-"""What fill_mask.py imports; written out, since MLflow's search for it takes 30 s."""
+PAYLOAD = "payload.json"
+"""What the vocabulary knows of the bytes that go along with its tokens: beside the weights, where there are any."""
+PICTURES = "pictures.png"
+"""What an evaluation may show of a model; the page of a version shows it, too."""
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,22 @@ def champion(name: str, store: Store, challenger: str | None = None, home: Path 
 
 
 def _write_folder(folder: Path, name: str, parents: Mapping[str, Manifest]) -> str:
-    """model/ and fill_mask.py. Returns the digest of what makes two models the same: weights, config and tokenizer."""
-    pretrain, target = parents["pretrain"], folder / "model"
+    """model/ and what serves it. Returns the digest of what makes two models the same: weights, config, vocabulary."""
+    pretrain, target, of = parents["pretrain"], folder / "model", parents["vocabulary"].facts
     target.mkdir(exist_ok=True)
     digests = {}
     for path, entry in pretrain.files.items():
         if path.startswith("model/"):
             shutil.copyfile(pretrain.whole(path), folder / path)
             digests[path.removeprefix("model/")] = entry.sha256
+    if "payload" in of:
+        write_atomic(target / PAYLOAD, canonical(of["payload"]) + b"\n")
+        digests[PAYLOAD] = file_digest(target / PAYLOAD)
     write_atomic(target / "digests.json", canonical({"sha256": digests}) + b"\n")
     write_atomic(target / "README.md", card(name, parents).encode())
-    shutil.copyfile(Path(__file__).with_name(SERVER), folder / SERVER)
+    shutil.copyfile(Path(__file__).with_name(modalities.of(of).served), folder / modalities.of(of).served)
+    for beside in modalities.front(of).BESIDE:
+        shutil.copyfile(Path(__file__).with_name(beside), target / beside)
     return digest_of(digests)
 
 
@@ -198,6 +204,8 @@ def _tags(
     tags = {"nats": f"{nats:.6f}", "rate": rate, "test": report.facts["test"]["digest"]}
     tags |= {"rule": json.dumps({"tolerance": config.tolerance, "class_tokens": config.class_tokens})}
     tags |= lineage(parents) | {STAGE: manifest.digest}
+    if "modality" in parents["vocabulary"].facts:
+        tags |= {"modality": parents["vocabulary"].facts["modality"]}
     tags |= {"rival": report.identity.inputs.get("champion", ""), "command": command or "unknown"}
     return tags | {"commit": commit or "unknown"}
 
@@ -213,7 +221,8 @@ def _create(
     """Logs the folder as a model and makes a version of it, findable by its weights."""
     from mlflow.exceptions import MlflowException
 
-    name = manifest.facts["model"]
+    name, facts = manifest.facts["model"], parents["vocabulary"].facts
+    front = modalities.front(facts)
     if run is None:
         experiment = tracking.experiment_id(client, home, EXPERIMENT)
         run = client.create_run(experiment, run_name=f"register {name}").info.run_id
@@ -223,15 +232,15 @@ def _create(
         with mlflow.start_run(run_id=run):
             logged = mlflow.pyfunc.log_model(
                 name=name.replace(".", "-"),  # unlike a registered one, a logged model may have no dot
-                python_model=str(manifest.path(SERVER)),
+                python_model=str(manifest.path(modalities.of(facts).served)),
                 artifacts={"model": str(manifest.path("model/config.json").parent)},
-                input_example=([_example(parents["evaluate"])], {"top_k": 5, "targets": "", "output": "fill-mask"}),
-                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
+                input_example=front.example(parents["evaluate"], parents["vocabulary"]),
+                pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in front.REQUIREMENTS],
                 tags={"weights": manifest.facts["weights"]},
             )
         if not known_model(client, name):
             try:
-                client.create_registered_model(name, description="Fills [MASK] in a text.")
+                client.create_registered_model(name, description=front.DESCRIPTION)
             except MlflowException as error:  # another host was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -272,8 +281,3 @@ def _settle(
     client.set_registered_model_alias(name, CHALLENGER, number)
     client.set_model_version_tag(name, number, "settled", manifest.digest)
     say(f"register: {name} version {number}: {verdict}")
-
-
-def _example(evaluate: Manifest) -> str:
-    predictions = evaluate.facts["predictions"]
-    return str(predictions[0]["text"]) if predictions else "A text with a [MASK]."

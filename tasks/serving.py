@@ -1,12 +1,11 @@
 """A registered version, ready to be asked: `maskmill predict` and `maskmill serve`.
 
-They ask `fill_mask` of this installation with the version's files, and not the copy of it that the version carries: no
-foreign code runs, and what an old version can be asked does not depend on its age. MLflow's own ways to a model
-(mlflow.pyfunc, mlflow models serve) run the copy.
+They ask the served file of this installation (fill_mask.py, fill_image.py) with the version's files, and not the copy
+of it that the version carries: no foreign code runs, and what an old version can be asked does not depend on its age.
+MLflow's own ways to a model (mlflow.pyfunc, mlflow models serve) run the copy.
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import tracking, versions
+from . import modalities, tracking, versions
 from .artifacts import digest_of
 from .errors import DataError, UsageError
 from .versions import Version, home_of
@@ -22,11 +21,7 @@ from .versions import Version, home_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .fill_mask import FillMask
-
-MASK = "[MASK]"
-BRACKETS = "[<"
-"""The mask of any vocabulary is called [MASK], <mask> or the like: a text without a bracket holds none."""
+DIGESTS = "digests.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,14 @@ class Served:
     version: Version
     weights: str
     """Digest of weights, config and tokenizer, as in the version's tag."""
-    model: "FillMask"
+    model: Any
+    """With `questions` and `answers`."""
+    modality: str = modalities.TEXT
+
+    @property
+    def front(self) -> Any:
+        """What is of its modality."""
+        return modalities.module(modalities.MODALITIES[self.modality].front)
 
     def page(self) -> dict[str, Any]:
         """Which model answers, for programs."""
@@ -58,11 +60,10 @@ def load(spec: str | None = None, home: Path | None = None) -> Served:
     version = versions.find(spec, home)
     from mlflow.exceptions import MlflowException
 
-    from .fill_mask import DIGESTS, FillMask
-
     with _folder(version, home) as folder:
+        modality = modalities.held_by(folder)
         try:
-            model = FillMask().open(folder)
+            model = modalities.module(modalities.MODALITIES[modality].front).served().open(folder)
             weights = digest_of(json.loads((folder / DIGESTS).read_bytes())["sha256"])
         except (MlflowException, OSError, ValueError, KeyError) as error:
             said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
@@ -72,26 +73,31 @@ def load(spec: str | None = None, home: Path | None = None) -> Served:
             f"{version.name} version {version.version} is not the model that was registered: its {DIGESTS} has the "
             f"digest {weights[:12]}…, its tag says {tag[:12]}…; register it again."
         )
-    return Served(version, weights, model)
+    return Served(version, weights, model, modality)
 
 
 def ask(
-    text: str, spec: str | None = None, params: Mapping[str, Any] | None = None, home: Path | None = None
+    what: Any,
+    spec: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    home: Path | None = None,
+    modality: str = modalities.TEXT,
 ) -> tuple[Served, Any]:
-    """What a registered model says to a text (see fill_mask), and which model that was.
+    """What a registered model says to a text (see fill_mask) or an image (see fill_image), and which model that was.
 
-    Raises UsageError about the text, the parameters, or a model that does not exist.
+    Raises UsageError about what it is asked, the parameters, or a model that does not exist or is of another modality.
     """
-    if not (params or {}).get("output", "").startswith("emb") and not set(BRACKETS) & set(text):
-        # Known at once; with the model it would take seconds.
-        raise UsageError(f"The text holds no {MASK}; put one where a token is to be filled in.")
+    front = modalities.module(modalities.MODALITIES[modality].front)
+    front.check(what, params or {})
     served = load(spec, home)
+    if served.modality != modality:
+        raise UsageError(f"{served} is a model of {served.modality}; give it {served.front.WANTED}.")
     from mlflow.exceptions import MlflowException
 
     try:
-        return served, served.model.answers(served.model.questions([text], params))[0]
+        return served, served.model.answers(served.model.questions([what], params))[0]
     except MlflowException as error:
-        raise UsageError(re.sub(r"^Text 0\b", "The text", error.message)) from None
+        raise UsageError(front.explained(error.message)) from None
 
 
 def predict(

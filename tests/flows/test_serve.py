@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(model):
-    with TestClient(application(model, PAGE, Limits(texts=8, body=1_500_000)), "http://localhost") as client:
+    with TestClient(application(model, PAGE, Limits(inputs=8, body=1_500_000)), "http://localhost") as client:
         yield client
 
 
@@ -70,7 +70,7 @@ BAD = [
     ({"inputs": ["[MASK] " * 10_000]}, "Text 0 has 10,000 masks, more than 1,000; ask about fewer at a time."),
     ({"inputs": ["[MASK]" + "x" * 1_000_000]}, "Text 0 has 1,000,006 characters, more than 200,000; cut it."),
     ({"inputs": ["[MASK]" + "x" * 40]}, "Text 0 has 43 tokens, but the context is 32 tokens long; cut it."),
-    ({"inputs": ["a [MASK]"] * 9}, "The request has 9 texts, more than 8; send fewer at a time."),
+    ({"inputs": ["a [MASK]"] * 9}, "The request has 9 inputs, more than 8; send fewer at a time."),
     ({"inputs": "a [MASK]"}, "The input must be a list of texts (or a table with a column of them)."),
     ({"inputs": [1, None]}, "The input must be a list of texts (or a table with a column of them)."),
     (
@@ -93,7 +93,7 @@ BAD = [
     ({}, "The body must be a JSON object with exactly one of"),
     ([], "The body must be a JSON object with exactly one of"),
     ({"dataframe_split": {"columns": ["a", "b"], "data": []}}, "dataframe_split must be a table with one column,"),
-    ({"dataframe_records": ["x"]}, "dataframe_records must be a table with one column, the texts."),
+    ({"dataframe_records": ["x"]}, "dataframe_records must be a table with one column, the inputs."),
     (b"{", "The body is no JSON at line 1, column 2; send an object with inputs."),
     (b"\xff", "The body is no JSON; send an object with inputs."),
     (b"[" * 100_000, "The body is no JSON; send an object with inputs."),
