@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from . import evidence, gate
+from . import evidence, gate, modalities
 from .artifacts import file_digest
 from .contest import contend
 from .errors import DataError, MaskmillError
@@ -122,7 +122,9 @@ class Board:
     def _trouble(self, version: int) -> str:
         """Why the registered model cannot be used; "" where it fills a mask."""
         if version not in self._answers:
-            self._answers[version] = smoke(f"{self.name}/{version}", self.home)
+            self._answers[version] = smoke(
+                f"{self.name}/{version}", self.home, self.version(version).tags.get("modality", modalities.TEXT)
+            )
         return self._answers[version]
 
     # What is written.
@@ -255,15 +257,15 @@ def _compared(decision: Decision, against: int | None) -> dict[str, str]:
     return tags
 
 
-def smoke(spec: str, home: Path) -> str:
+def smoke(spec: str, home: Path, modality: str = modalities.TEXT) -> str:
     """Why a registered model cannot be used; "" where, loaded from the registry, it fills a mask."""
     try:
-        masks = load_model(spec, home).predict(["A [MASK]."], params={"top_k": 3})[0]
-        probabilities = [one["probability"] for ranked in masks for one in ranked]
+        front = modalities.module(modalities.MODALITIES[modality].front)
+        probabilities = front.tried(load_model(spec, home))
     except MaskmillError as error:
         return str(error)
     except Exception as error:  # whatever a model of another version of the libraries raises
         return f"it cannot fill a mask: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    if len(probabilities) != 3 or not all(math.isfinite(one) for one in probabilities):
+    if not probabilities or not all(math.isfinite(one) for one in probabilities):
         return "it fills a mask with probabilities that are not finite"
     return ""

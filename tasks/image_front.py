@@ -45,6 +45,12 @@ def warmth(model: Any) -> list[Any]:
     return [{"image": [[[0] * channels] * width] * height, "mask": [0]}]
 
 
+def tried(model: Any) -> list[float]:
+    """Probabilities that a model gives, as MLflow has loaded it, when it is asked for anything."""
+    (answer,) = model.predict(model.input_example, params={"top_k": 1})
+    return [one["probability"] for ranked in answer["codes"] for one in ranked]
+
+
 def try_it(evaluate: Manifest) -> list[str]:
     """What comes after `maskmill predict` in an example."""
     return ["PICTURE.png", "--rate", str(evaluate.facts["shards_rate"]), "--out", "filled.png"]

@@ -48,6 +48,12 @@ def warmth(model: Any) -> list[Any]:
     return ["A [MASK]."]
 
 
+def tried(model: Any) -> list[float]:
+    """Probabilities that a model gives, as MLflow has loaded it, when it is asked for anything."""
+    masks = model.predict(["A [MASK]."], params={"top_k": 3})[0]
+    return [one["probability"] for ranked in masks for one in ranked]
+
+
 def try_it(evaluate: Manifest) -> list[str]:
     """What comes after `maskmill predict` in an example."""
     predictions = evaluate.facts["predictions"]
