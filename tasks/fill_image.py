@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import mlflow
 import numpy as np
@@ -40,9 +40,6 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
-
-# An image may come in three forms: Any is what is meant.
-warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType")
 
 NETWORK = "patch_network"
 FILL, EMBED = "fill-image", "embedding"
@@ -97,14 +94,14 @@ def refuse(sentence: str) -> MlflowException:
     return MlflowException.invalid_parameter_value(sentence)
 
 
-class FillImage(PythonModel):
+class Answering:
     """Images in; probable codes and pictures, or vectors, out."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """What MLflow calls. Raises where a byte of the model differs from what was registered."""
         self.open(Path(context.artifacts["model"]))
 
-    def open(self, folder: Path) -> "FillImage":
+    def open(self, folder: Path) -> Self:
         """Checks every file against digests.json, then loads from the bytes that were checked."""
         try:
             self.network = network_module(folder).load(folder)
@@ -112,9 +109,7 @@ class FillImage(PythonModel):
             raise refuse(str(error)) from None
         return self
 
-    def predict(  # type: ignore[override]
-        self, model_input: list[Any], params: dict[str, Any] | None = None
-    ) -> list[Filled]:
+    def predict(self, model_input: list[Any], params: dict[str, Any] | None = None) -> list[Filled]:
         """Per image what is at its hidden patches, as the head of this file says.
 
         Probabilities of codes are over the whole vocabulary; of a model whose target is pixels they are those of a
@@ -204,6 +199,16 @@ class FillImage(PythonModel):
         """Means over the patches: [CLS] and [SEP] say nothing of them."""
         found: list[list[float]] = self._states(some)[:, 1:-1].mean(dim=1).tolist()
         return found
+
+
+# An image may come in three forms: Any is what is meant. MLflow warns of it, and sets filters of its own to do so.
+with warnings.catch_warnings():
+    warnings.showwarning = lambda *given, **named: None
+
+    class FillImage(Answering, PythonModel):
+        """What MLflow loads."""
+
+        predict = Answering.predict  # type: ignore[assignment]
 
 
 def network_module(folder: Path) -> Any:

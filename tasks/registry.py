@@ -12,11 +12,14 @@ versions, runs or addresses: those are the registry's. Then, under a lock:
 import json
 import math
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from . import evidence, modalities, promotion, tracking
 from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, file_digest, write_atomic
@@ -229,7 +232,7 @@ def _create(
     say(f"register: logging {name} ({manifest.bytes / 1e6:,.1f} MB) and trying it once")
     # One block for both: creating a version looks the logged model up by the global address, whatever the client's is.
     with fluent(home) as mlflow:
-        with mlflow.start_run(run_id=run):
+        with mlflow.start_run(run_id=run), _heard():
             logged = mlflow.pyfunc.log_model(
                 name=name.replace(".", "-"),  # unlike a registered one, a logged model may have no dot
                 python_model=str(manifest.path(modalities.of(facts).served)),
@@ -238,6 +241,8 @@ def _create(
                 pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in front.REQUIREMENTS],
                 tags={"weights": manifest.facts["weights"]},
             )
+            if PICTURES in parents["evaluate"].files:
+                mlflow.log_artifact(str(parents["evaluate"].whole(PICTURES)))
         if not known_model(client, name):
             try:
                 client.create_registered_model(name, description=front.DESCRIPTION)
@@ -248,6 +253,17 @@ def _create(
         source, whole = f"models:/{logged.model_id}", {"weights": manifest.facts["weights"], **tags}
         made = client.create_model_version(name, source, run_id=run, tags=whole, model_id=logged.model_id)
     return version_of(client, made)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Warnings, less the one that MLflow takes anything for an input, where a served file means that. It sets filters
+    of its own, so that none helps."""
+    with warnings.catch_warnings(record=True) as found:
+        yield
+    for one in found:
+        if "inferred as AnyType" not in str(one.message):
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
 
 
 def _settle(
@@ -273,11 +289,24 @@ def _settle(
     for tag, value in tags.items():
         if version.tags.get(tag) != value:
             client.set_model_version_tag(name, number, tag, value)
+    shown = _show(client, version, report)
     page = manifest.path("model/README.md").read_text().split("---\n", 2)[-1]
     made_by = origin(*("" if known[tag] == "unknown" else known[tag] for tag in ("command", "commit")))
-    client.update_model_version(name, number, description=f"v{number} {verdict}\n{made_by}{page}")
+    client.update_model_version(name, number, description=f"v{number} {verdict}\n{made_by}{shown}{page}")
     if not stands:
         verdict = board.enter(version.version).verdict
     client.set_registered_model_alias(name, CHALLENGER, number)
     client.set_model_version_tag(name, number, "settled", manifest.digest)
     say(f"register: {name} version {number}: {verdict}")
+
+
+def _show(client: "MlflowClient", version: Version, report: Manifest) -> str:
+    """Puts the pictures of an evaluation beside the model. Returns them as Markdown for the version's page.
+
+    MLflow shows a picture there that lies on its server, by an address relative to the page's, and no data: URL.
+    """
+    if PICTURES not in report.files:
+        return ""
+    client.log_model_artifact(version.source.removeprefix("models:/"), str(report.whole(PICTURES)))
+    asked = urlencode({"path": PICTURES, "name": version.name, "version": version.version})
+    return f"\n![As they are, hidden, filled in](model-versions/get-artifact?{asked})\n"
