@@ -66,7 +66,7 @@ def remarks(model: Ours) -> list[str]:
 
 def strata(reader: ShardReader, counts_V: NDArray[np.int64]) -> list[Stratum]:
     """Classes of tokens, for tables."""
-    return [by_frequency(counts_V), by_part_of_word(reader.masks.words_V), by_place(reader.length)]
+    return [by_frequency(counts_V), by_part_of_word(reader.masks.table_V), by_place(reader.length)]
 
 
 def baselines(shards: Manifest, ordinary: Sequence[Sequence[int]]) -> tuple[dict[str, Scorer], str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import masking
+from . import masking, modalities
 from .arrays import values
 from .artifacts import Manifest, file_digest, finish_unit, finished_unit
 from .errors import DataError
@@ -43,8 +43,9 @@ class Job:
     policy: Policy
     draws: int
     """K"""
-    words: str
-    """Path of words.npy; "" where there is none."""
+    modality: str
+    table: str
+    """Path of the table that says which tokens belong together; "" where none do."""
 
 
 def make_shard(job: Job) -> dict[str, Any]:
@@ -58,8 +59,8 @@ def make_shard(job: Job) -> dict[str, Any]:
     for block, digest in zip(job.blocks, job.digests, strict=True):
         check_bytes(scratch / block, digest)
     rows = joined([read(scratch / block) for block in job.blocks], list(job.first_documents), job.first)
-    words_V = np.load(job.words, allow_pickle=False) if job.words else np.zeros(0, np.uint8)
-    masks = Masks(job.seed, job.rate, job.policy, words_V)
+    table_V = np.load(job.table, allow_pickle=False) if job.table else np.zeros(0, np.uint8)
+    masks = Masks(job.seed, job.rate, job.policy, table_V, job.modality)
     started = time.process_time()
     draws_K = [np.concatenate(list(draw(rows, masks, number))) for number in range(job.draws)]
     seconds = time.process_time() - started
@@ -87,7 +88,7 @@ def check_bytes(path: Path, digest: str) -> None:
 def masks_of(manifest: Manifest, split: str) -> Masks:
     """What the draws of a split of finished shards are a function of.
 
-    Raises DataError where another sampler drew them, or words.npy is damaged.
+    Raises DataError where another sampler drew them, or its table of groups is damaged.
     """
     facts = manifest.facts
     if facts["sampler"] != masking.SAMPLER:
@@ -95,11 +96,11 @@ def masks_of(manifest: Manifest, split: str) -> Masks:
             f"{manifest.folder}: its masks come from the sampler {facts['sampler']}, here is {masking.SAMPLER}; "
             "make the shards again."
         )
-    words_V = np.zeros(facts["vocabulary"]["size"], np.uint8)
-    if "words.npy" in manifest.files:
-        words_V = np.load(manifest.whole("words.npy"), allow_pickle=False)
+    table_V = np.zeros(facts["vocabulary"]["size"], np.uint8)
+    if modalities.TABLE in manifest.files:
+        table_V = np.load(manifest.whole(modalities.TABLE), allow_pickle=False)
     seed, policy, _ = manner(facts, split)
-    return Masks(seed, facts["rate"], policy, words_V)
+    return Masks(seed, facts["rate"], policy, table_V, modalities.name_of(facts))
 
 
 def manner(facts: Mapping[str, Any], split: str) -> tuple[int, Policy, int]:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from . import modalities, packing
 from .artifacts import file_digest, finish_unit, finished_unit, save_array
 from .errors import DataError
-from .packing import SPECIALS, Text
+from .packing import SPECIALS, Block
 from .rows import table, write
 from .spans import Span, read_span
-from .words import sentence_begins, word_begins
 
 
 class Differs(DataError):
@@ -49,8 +48,8 @@ class Job:
     engine: str
     tokenizer: str
     """Path of the vocabulary's file that documents are encoded by."""
-    words: str
-    """Path of words.npy; "" where nothing but documents is kept together."""
+    table: str
+    """Path of the table that says which tokens belong together; "" where none do."""
     size: int
     """V."""
     special_ids: dict[str, int]
@@ -88,13 +87,13 @@ def make_rows(job: Job) -> dict[str, Any]:
         return found
     front = modalities.module(modalities.MODALITIES[job.modality].tokens)
     encode = front.open_encoder(job.engine, Path(job.tokenizer), job.alone)
-    words_V = np.load(job.words, allow_pickle=False) if job.words else np.zeros(job.size, np.uint8)
+    table_V = np.load(job.table, allow_pickle=False) if job.table else None
     books, files = {}, [scratch / job.unigrams]
     unigrams = np.zeros(job.size, np.int64)
     for split, documents in read_span(job.span).items():
         encoded = _checked(job, encode(documents))
         counts = np.bincount(encoded.tokens, minlength=job.size)
-        rows, books[split] = _pack(job, words_V, encoded, counts)
+        rows, books[split] = _pack(job, table_V, encoded, counts)
         books[split]["bytes"] = sum(int(pc.sum(pc.binary_length(part)).as_py() or 0) for part in documents)
         files.append(scratch / job.block(split))
         write(files[-1], rows)
@@ -116,19 +115,22 @@ def _checked(job: Job, encoded: Encoded) -> Encoded:
 
 
 def _pack(
-    job: Job, words_V: NDArray[np.uint8], encoded: Encoded, counts: NDArray[np.int64]
+    job: Job, table_V: NDArray[np.uint8] | None, encoded: Encoded, counts: NDArray[np.int64]
 ) -> tuple[pa.RecordBatch, dict[str, int]]:
     """The rows of some documents, and their books. `counts` are those of the tokens, int64 (V,)."""
     tokens, sizes, payload = encoded
-    words, sentences = word_begins(words_V, tokens), sentence_begins(words_V, tokens)
-    text = Text(sizes, words, sentences)
-    segments, packed = packing.lay(text, job.length, job.shortest, job.packing)
+    small = large = np.ones(len(tokens), np.bool_)
+    if table_V is not None:
+        groups = modalities.groups(job.modality)
+        small, large = groups.group_begins(table_V, tokens), groups.break_begins(table_V, tokens)
+    block = Block(sizes, small, large)
+    segments, packed = packing.lay(block, job.length, job.shortest, job.packing)
     special = job.special_ids
     ids = special["cls"], special["sep"], special["pad"]
-    rows = packing.fill(tokens, text.first, segments, packed, job.length, ids)
-    along = None if payload is None else packing.along(payload, text.first, segments, packed, job.length)
+    rows = packing.fill(tokens, block.first, segments, packed, job.length, ids)
+    along = None if payload is None else packing.along(payload, block.first, segments, packed, job.length)
     _check(job, rows, counts, len(segments.length))
-    cuts = text.first[segments.document[segments.start > 0]] + segments.start[segments.start > 0]
+    cuts = block.first[segments.document[segments.start > 0]] + segments.start[segments.start > 0]
     pieces = np.bincount(segments.document, minlength=len(sizes))
     return table(rows, segments, packed, job.size, along), {
         "rows": packed.rows,
@@ -139,8 +141,8 @@ def _pack(
         "documents_of_one_token": int((sizes == 1).sum()),
         "documents_cut": int((pieces > 1).sum()),
         "cuts": len(cuts),
-        "cuts_at_sentence": int(sentences[cuts].sum()),
-        "cuts_at_word": int((words[cuts] & ~sentences[cuts]).sum()),
+        "cuts_at_sentence": int(large[cuts].sum()),
+        "cuts_at_word": int((small[cuts] & ~large[cuts]).sum()),
     }
 
 

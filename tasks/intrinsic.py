@@ -128,7 +128,7 @@ def outcomes(
 
 def _rows_at_once(reader: ShardReader, rate: str, rows: int) -> int:
     """At most `rows`, fewer where their logits would take too much memory."""
-    logits = int(reader.length * fraction(rate)) * len(reader.masks.words_V)
+    logits = int(reader.length * fraction(rate)) * len(reader.masks.table_V)
     return max(1, min(rows, LOGITS_AT_ONCE // max(1, logits)))
 
 

@@ -59,8 +59,8 @@ class Policy:
     """Rows and columns in which the tokens of every segment lie; for "block" only."""
 
     @property
-    def of_words(self) -> bool:
-        """Does a draw need to know where words begin?"""
+    def of_groups(self) -> bool:
+        """Does a draw need to know where groups of tokens begin?"""
         return self.name == "whole-word"
 
     @property
@@ -194,7 +194,7 @@ def draw(
 ) -> NDArray[np.bool_]:
     """Draw `number` of 𝓜 for some rows: bool (R, L). See `segment_ids` for lengths and offsets.
 
-    begins_RL   where words begin, bool (R, L): what "whole-word" needs
+    begins_RL   where groups begin (of text: words), bool (R, L): what "whole-word" needs
     Raises UsageError for "block" where the segments do not lie in its grid.
     """
     layout = Layout(lengths, offsets, length, rate)
@@ -206,8 +206,8 @@ def draw(
     for segments, wide in layout.buckets():
         address = ids_S[segments], at_S[segments]
         keys_NW, begins_NW = keys_from(seed, Domain.CHOICE, number, *address, wide), None
-        if policy.of_words:
-            assert begins_RL is not None, "whole-word masks need to know where words begin"
+        if policy.of_groups:
+            assert begins_RL is not None, "masks of whole groups need to know where these begin"
             begins_NW = _cut_out(begins_RL, layout.first_S[segments], wide)
         elif policy.name == "block":
             keys_NW = in_rectangles(seed, number, *address, policy.grid, keys_NW)

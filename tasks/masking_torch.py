@@ -30,10 +30,10 @@ def draw_torch(
 ) -> Tensor:
     """`masking.draw` in torch, on the device of the sequence ids: bool (R, L).
 
-    begins_RL   where words begin, bool (R, L): what "whole-word" needs
+    begins_RL   where groups begin (of text: words), bool (R, L): what "whole-word" needs
     """
-    if policy.of_words:
-        assert begins_RL is not None, "whole-word masks need to know where words begin"
+    if policy.of_groups:
+        assert begins_RL is not None, "masks of whole groups need to know where these begin"
     elif policy.name == "span":
         keys_RL = keys_torch(seed, keys.Domain.SPAN, number, sequence_ids_R, length)
         begins_RL = (keys_RL ^ _SIGN) <= (_signed(policy.boundary) ^ _SIGN)

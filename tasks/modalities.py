@@ -11,7 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .errors import UsageError
+
 TEXT = "text"
+TABLE = "words.npy"
+"""File of a vocabulary and of shards: which tokens belong together, where some do."""
 MODEL, BESIDE = "model", "beside"
 """Folders of a pretrain artifact, and facts of it: the model of its modality, and of a second one."""
 
@@ -26,6 +30,8 @@ class Modality:
     """Module of the stage: its documents become tokens. `vocabulary`, `identity`."""
     settings: Mapping[str, str]
     """Stage -> module:class of its settings, where a recipe of this modality has others than text."""
+    groups: str
+    """Module that reads the table of which tokens belong together: `group_begins`, `break_begins`; "" without one."""
     column: str
     """Of the corpus's Parquet files: what a document is."""
     tokens: str
@@ -47,6 +53,7 @@ MODALITIES = {
         corpus="corpus",
         vocabulary="vocabulary",
         settings={},
+        groups="words",
         column="text",
         tokens="text_tokens",
         agenda="agenda",
@@ -64,6 +71,7 @@ MODALITIES = {
             "pretrain": "image_settings:ImagePretrainConfig",
             "evaluate": "image_settings:ImageEvaluateConfig",
         },
+        groups="",
         column="pixels",
         tokens="image_tokens",
         agenda="image_agenda",
@@ -83,6 +91,13 @@ def name_of(facts: Mapping[str, Any]) -> str:
 def of(facts: Mapping[str, Any]) -> Modality:
     """The modality of a manifest, by its facts."""
     return MODALITIES[name_of(facts)]
+
+
+def groups(name: str) -> Any:
+    """What reads a modality's table of which tokens belong together. Raises UsageError where none do."""
+    if not MODALITIES[name].groups:
+        raise UsageError(f"shards.policy is whole-word, and {name} have no words; use uniform, span or block.")
+    return module(MODALITIES[name].groups)
 
 
 def face(weights: Any, vocabulary: str) -> str:

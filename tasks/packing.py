@@ -1,7 +1,7 @@
 """Packing: documents are cut into segments, and segments are laid into rows with next to no padding.
 
 A segment is what equation (1) calls a text: `[CLS] t… [SEP]`, at most L positions, also when it was cut from a longer
-document. Everything here is a pure function of the lengths (and of where words and sentences begin), so it is the same
+document. Everything here is a pure function of the lengths (and of where units of text begin), so it is the same
 on every machine and for any number of workers. Nothing here knows what a token is.
 
     best-fit    long documents are cut to rows; segments are packed by best fit, longest first; then the emptiest rows
@@ -25,15 +25,15 @@ METHODS = ("best-fit", "in-order", "whole")
 Ints = NDArray[np.int64]
 
 
-class Text(NamedTuple):
+class Block(NamedTuple):
     """A block of documents, as packing sees them: their tokens end to end."""
 
     sizes: Ints
     """(N,) tokens of each document."""
-    words: NDArray[np.bool_]
-    """(Σ sizes,) for each token, whether a word begins there."""
-    sentences: NDArray[np.bool_]
-    """(Σ sizes,) whether a sentence does."""
+    small: NDArray[np.bool_]
+    """(Σ sizes,) for each token, whether a small unit begins there: of text, a word."""
+    large: NDArray[np.bool_]
+    """(Σ sizes,) whether a large one does: a sentence."""
 
     @property
     def first(self) -> Ints:
@@ -41,8 +41,8 @@ class Text(NamedTuple):
         return np.cumsum(self.sizes) - self.sizes
 
     def places(self) -> tuple[bytes, bytes]:
-        """Where sentences and where words begin, a byte a token, 0 or 1: the form in which `_stop` searches fast."""
-        return self.sentences.tobytes(), self.words.tobytes()
+        """Where large and where small units begin, a byte a token, 0 or 1: the form in which `_stop` searches fast."""
+        return self.large.tobytes(), self.small.tobytes()
 
 
 class Segments(NamedTuple):
@@ -68,7 +68,7 @@ class Packing(NamedTuple):
     rows: int
 
 
-def cut(text: Text, length: int, shortest: int) -> Segments:
+def cut(block: Block, length: int, shortest: int) -> Segments:
     """Cuts documents into segments of at most L - 2 tokens. A document without tokens gives no segment.
 
     length    L, positions of a row
@@ -76,11 +76,11 @@ def cut(text: Text, length: int, shortest: int) -> Segments:
 
     Documents that are short by themselves stay as they are.
     """
-    room, first, places = length - SPECIALS, text.first, text.places()
+    room, first, places = length - SPECIALS, block.first, block.places()
     stops: list[int] = []
     counts: list[int] = []
-    long_ones = np.flatnonzero(text.sizes > room)
-    for at, size in zip(first[long_ones].tolist(), text.sizes[long_ones].tolist(), strict=True):
+    long_ones = np.flatnonzero(block.sizes > room)
+    for at, size in zip(first[long_ones].tolist(), block.sizes[long_ones].tolist(), strict=True):
         before = len(stops)
         _cut_one(at, at + size, length, places, shortest, stops)
         counts.append(len(stops) - before)
@@ -89,22 +89,24 @@ def cut(text: Text, length: int, shortest: int) -> Segments:
     begins = np.concatenate([[0], ends[:-1]])[: len(ends)]
     firsts = np.flatnonzero(np.diff(document, prepend=-1))
     begins[firsts] = first[document[firsts]]
-    whole = np.flatnonzero((text.sizes > 0) & (text.sizes <= room))
+    whole = np.flatnonzero((block.sizes > 0) & (block.sizes <= room))
     pieces = np.stack([document, begins - first[document], ends - begins], axis=1)
-    return _in_text_order(np.concatenate([np.stack([whole, np.zeros_like(whole), text.sizes[whole]], axis=1), pieces]))
+    return _in_order_of_documents(
+        np.concatenate([np.stack([whole, np.zeros_like(whole), block.sizes[whole]], axis=1), pieces])
+    )
 
 
 def _cut_one(at: int, end: int, length: int, places: tuple[bytes, bytes], shortest: int, stops: list[int]) -> None:
     """Appends where the segments of a long document end. It is `_stop` for each, its common case written out: as calls
     they took a fifth of the stage's time where a fast engine encodes."""
-    sentences, words = (begins.rfind for begins in places)
+    large, small = (begins.rfind for begins in places)
     room = length - SPECIALS
-    of_sentence, of_word = (min(length // part, room - shortest) for part in (32, 16))
+    of_large, of_small = (min(length // part, room - shortest) for part in (32, 16))
     while end - at >= room + shortest:
         at += room
-        place = sentences(1, at - of_sentence, at + 1)
+        place = large(1, at - of_large, at + 1)
         if place < 0:
-            place = words(1, at - of_word, at + 1)
+            place = small(1, at - of_small, at + 1)
         if place >= 0:
             at = place
         stops.append(at)
@@ -123,35 +125,35 @@ def _stop(at: int, end: int, room: int, places: tuple[bytes, bytes], length: int
     if end - at <= room:
         return end
     stop = min(at + room, max(end - shortest, at + 1))
-    sentences, words = places
-    place = sentences.rfind(1, max(at + shortest, stop - length // 32), stop + 1)
+    large, small = places
+    place = large.rfind(1, max(at + shortest, stop - length // 32), stop + 1)
     if place < 0:
-        place = words.rfind(1, max(at + shortest, stop - length // 16), stop + 1)
+        place = small.rfind(1, max(at + shortest, stop - length // 16), stop + 1)
     return place if place >= 0 else stop
 
 
-def _in_text_order(rows: Ints) -> Segments:
+def _in_order_of_documents(rows: Ints) -> Segments:
     """Segments from rows of (document, start, length)."""
     return Segments(*rows[np.lexsort((rows[:, 1], rows[:, 0]))].T)
 
 
-def lay(text: Text, length: int, shortest: int, method: str = "best-fit") -> tuple[Segments, Packing]:
+def lay(block: Block, length: int, shortest: int, method: str = "best-fit") -> tuple[Segments, Packing]:
     """The segments of a block of documents, and where they lie. See `cut` for the numbers, and METHODS."""
     if method == "in-order":
-        return _in_order(text, length, shortest)
-    segments = cut(text, length, shortest)
+        return _in_order(block, length, shortest)
+    segments = cut(block, length, shortest)
     if method == "whole":
         row_of, rows = best_fit(segments.length, length)
         return segments, _laid_out(row_of, segments.length + SPECIALS, rows)
-    segments, row_of, rows = top_up(text, segments, *best_fit(segments.length, length), length, shortest)
+    segments, row_of, rows = top_up(block, segments, *best_fit(segments.length, length), length, shortest)
     return segments, _laid_out(row_of, segments.length + SPECIALS, rows)
 
 
-def _in_order(text: Text, length: int, shortest: int) -> tuple[Segments, Packing]:
-    least, places = max(shortest, length // 64), text.places()
+def _in_order(block: Block, length: int, shortest: int) -> tuple[Segments, Packing]:
+    least, places = max(shortest, length // 64), block.places()
     pieces, rows_of = [], []
     row, used, at = 0, 0, 0
-    for document, size in enumerate(text.sizes.tolist()):
+    for document, size in enumerate(block.sizes.tolist()):
         origin, end = at, at + size
         while at < end:
             room = length - used - SPECIALS
@@ -163,13 +165,13 @@ def _in_order(text: Text, length: int, shortest: int) -> tuple[Segments, Packing
             rows_of.append(row)
             used += stop - at + SPECIALS
             at = stop
-    segments = _in_text_order(np.array(pieces, np.int64).reshape(-1, 3))
+    segments = _in_order_of_documents(np.array(pieces, np.int64).reshape(-1, 3))
     rows = rows_of[-1] + 1 if rows_of else 0
     return segments, _laid_out(np.array(rows_of, np.int64), segments.length + SPECIALS, rows)
 
 
 def top_up(
-    text: Text, segments: Segments, row_of: Ints, rows: int, length: int, shortest: int
+    block: Block, segments: Segments, row_of: Ints, rows: int, length: int, shortest: int
 ) -> tuple[Segments, Ints, int]:
     """Takes the emptiest rows apart and cuts their segments to fit the largest gaps of the others.
 
@@ -184,7 +186,7 @@ def top_up(
     apart = np.isin(row_of, emptiest[:donors])
     targets = [row for row in emptiest[donors:].tolist() if gap[row] >= least]
     given = np.stack([column[apart] for column in segments], axis=1)
-    pieces, rows_of = _fit(text, given, targets, gap.tolist(), least, length, shortest)
+    pieces, rows_of = _fit(block, given, targets, gap.tolist(), least, length, shortest)
     left = np.array(rows_of, np.int64) < 0
     lengths = np.array([size for _, _, size in pieces], np.int64)
     if not donors or (more := best_fit(lengths[left], length))[1] >= donors:
@@ -198,10 +200,10 @@ def top_up(
 
 
 def _fit(
-    text: Text, given: Ints, targets: list[int], gap: list[int], least: int, length: int, shortest: int
+    block: Block, given: Ints, targets: list[int], gap: list[int], least: int, length: int, shortest: int
 ) -> tuple[list[tuple[int, int, int]], list[int]]:
     """Cuts segments, rows of (document, start, length), to fit the gaps of the targets; -1 where none is left."""
-    first, places = text.first, text.places()
+    first, places = block.first, block.places()
     pieces, rows_of, target = [], [], 0
     for document, start, size in given.tolist():
         origin = int(first[document])

@@ -19,12 +19,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from . import masking
+from . import masking, modalities
 from .arrays import numbers, values
 from .errors import DataError
 from .masking import Policy
 from .packing import SPECIALS, Packing, Segments
-from .words import word_begins
 
 POSITIONS_AT_ONCE = 1 << 18
 """Positions whose masks are drawn together: their 64-bit keys fit into the cache; with eight times as many it takes
@@ -38,8 +37,9 @@ class Masks(NamedTuple):
     rate: str
     """Mask rate p."""
     policy: Policy
-    words_V: NDArray[np.uint8]
-    """The vocabulary's table (words.py), which says where words begin."""
+    table_V: NDArray[np.uint8]
+    """The vocabulary's table, which says where groups of tokens begin; its modality reads it."""
+    modality: str = modalities.TEXT
 
     def draw(
         self,
@@ -51,7 +51,9 @@ class Masks(NamedTuple):
         rate: str = "",
     ) -> NDArray[np.bool_]:
         """Draw `number` of 𝓜 for some rows, at another rate where one is given: bool (R, L). See `masking.draw`."""
-        begins_RL = word_begins(self.words_V, tokens_RL) if self.policy.of_words else None
+        begins_RL = None
+        if self.policy.of_groups:
+            begins_RL = modalities.groups(self.modality).group_begins(self.table_V, tokens_RL)
         layout = lengths, offsets, tokens_RL.shape[1], rate or self.rate
         return masking.draw(self.seed, number, sequence, *layout, self.policy, begins_RL)
 

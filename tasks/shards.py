@@ -87,7 +87,7 @@ class _Making:
         self.modality = modalities.of(self.facts)
         self.front = modalities.module(self.modality.tokens)
         self.tokenizer = vocabulary.whole(self.modality.files[0])
-        self.words = str(vocabulary.whole("words.npy")) if "words.npy" in vocabulary.files else ""
+        self.table = str(vocabulary.whole(modalities.TABLE)) if modalities.TABLE in vocabulary.files else ""
         self.engine = self.front.REFERENCE
         self.alone = True
 
@@ -159,7 +159,7 @@ class _Making:
             modalities.name_of(self.facts),
             self.engine,
             str(self.tokenizer),
-            self.words,
+            self.table,
             self.facts["size"],
             dict(self.facts["special_ids"]),
             self.config.length,
@@ -218,7 +218,8 @@ class _Making:
                     first=first,
                     rate=self.config.rate,
                     draws=number_of_draws,
-                    words=self.words,
+                    modality=modalities.name_of(self.facts),
+                    table=self.table,
                     **fixed,
                 )
                 number, first = number + 1, first + sum(books["rows"] for _, books in some)
@@ -227,15 +228,15 @@ class _Making:
     # The books.
 
     def _save_tables(self, done: list[Done]) -> NDArray[np.int64]:
-        """unigrams.npy: how often each id occurs in the train split, int64 (V,); words.npy: the vocabulary's."""
+        """unigrams.npy: how often each id occurs in the train split, int64 (V,); and the vocabulary's table."""
         unigrams = np.zeros(self.facts["size"], np.int64)
         for one in done:
             path = self.work.scratch / one.job.unigrams
             draws.check_bytes(path, one.digests[path.name])
             unigrams += np.load(path, allow_pickle=False)
         save_array(self.work.folder / "unigrams.npy", unigrams)
-        if self.words:
-            shutil.copyfile(self.words, self.work.folder / "words.npy")
+        if self.table:
+            shutil.copyfile(self.table, self.work.folder / modalities.TABLE)
         return unigrams
 
     def _balance(self, done: list[Done], splits: dict[str, Any]) -> dict[str, int]:

@@ -125,6 +125,10 @@ def sentence_begins(table_V: NDArray[np.uint8], tokens: NDArray[Any]) -> NDArray
     return _SENTENCES[firsts | lasts].reshape(tokens.shape)
 
 
+group_begins, break_begins = word_begins, sentence_begins
+"""What shards ask of any modality whose tokens belong together."""
+
+
 def _halves(table_V: NDArray[np.uint8], tokens: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Of each token, how it begins (in the high half) and how what stands before it ends (in the low half)."""
     both = table_V[tokens.reshape(-1)]

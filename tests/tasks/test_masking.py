@@ -182,7 +182,7 @@ def test_groups_of_one_kind_are_hidden_equally_often_and_whole(policy):
     hidden = masking.draw(5, 1, np.arange(rows), *layout, length, "0.3", policy, begins_RL)
     inside = hidden[:, 1:61]
     assert (hidden.sum(1) == 18).all()
-    if policy.of_words:
+    if policy.of_groups:
         words = inside.reshape(rows, 20, 3).sum(2)
         assert set(np.unique(words)) == {0, 3}, "18 tokens are six words: none is cut"
         counts, share = (words == 3).sum(0), 6 / 20

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import packing
-from tasks.packing import METHODS, Text
+from tasks.packing import METHODS, Block
 
 documents = st.lists(st.integers(0, 700), max_size=60)
 lengths = st.sampled_from([8, 16, 64, 128, 512])
 
 
-def text_of(sizes, seed: int = 0, share: float = 0.7) -> Text:
+def text_of(sizes, seed: int = 0, share: float = 0.7) -> Block:
     """Documents of these sizes, with words and sentences at random places."""
     sizes, rng = np.array(sizes, np.int64), np.random.default_rng(seed)
     words = rng.random(int(sizes.sum())) < share
-    return Text(sizes, words, words & (rng.random(len(words)) < 0.05))
+    return Block(sizes, words, words & (rng.random(len(words)) < 0.05))
 
 
 @settings(max_examples=200, deadline=None)
@@ -58,7 +58,7 @@ def test_a_cut_falls_on_a_sentence_else_on_a_word_within_reach(length):
         furthest, stop = start + length - 2, start + size
         sentences, words = (
             np.flatnonzero(begins[furthest - reach : furthest + 1]) + furthest - reach
-            for begins, reach in ((text.sentences, length // 32), (text.words, length // 16))
+            for begins, reach in ((text.large, length // 32), (text.small, length // 16))
         )
         assert stop == (sentences[-1] if len(sentences) else words[-1] if len(words) else furthest)
         kinds.append((len(sentences) > 0, len(words) > 0))
@@ -132,7 +132,7 @@ def test_rows_follow_the_corpus():
 @given(documents, st.sampled_from([16, 64, 128]), st.sampled_from(METHODS))
 def test_every_document_can_be_read_back_from_the_rows(sizes, length, method):
     text = text_of(sizes)
-    tokens = np.random.default_rng(2).integers(5, 1000, len(text.words)).astype(np.int32)
+    tokens = np.random.default_rng(2).integers(5, 1000, len(text.small)).astype(np.int32)
     cut, packed = packing.lay(text, length, 4, method)
     rows = packing.fill(tokens, text.first, cut, packed, length, (2, 3, 0))
     back = np.full(len(tokens), -1)

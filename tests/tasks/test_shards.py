@@ -164,7 +164,7 @@ def test_the_schema_is_the_contract(made):
 
 def test_ids_take_32_bits_only_where_the_vocabulary_needs_them():
     nothing = np.zeros(0, np.int64)
-    cut, packed = packing.lay(packing.Text(nothing, nothing > 0, nothing > 0), 64, 4)
+    cut, packed = packing.lay(packing.Block(nothing, nothing > 0, nothing > 0), 64, 4)
     for size, kind in ((1 << 16, "uint16"), ((1 << 16) + 1, "uint32")):
         batch = rows.table(np.zeros((0, 64), np.int32), cut, packed, size)
         assert str(batch.schema.field("tokens").type.value_type) == kind
