@@ -2,9 +2,10 @@
 
     unigram     p(c)       how often code c stands in the train split
     place       p(c | j)   how often it stands at place j of the grid: (n(j, c) + 1) / Σ_c (n(j, c) + 1)
-    neighbour   p(c) = r_b·[c = b] + (1 − r_b)·p(c), b the code of the left neighbour, where that is hidden of the
-                upper, the right, the lower one; r_b = (equal + r) / (pairs + 1) is how often a patch with such a
-                neighbour is equal to it in the train split, and r that of all b. Where none is visible, the unigram
+    neighbour   p(b) = r_b, p(c) ∝ that of the unigram for every other c; b is the code of the left neighbour, where
+                that is hidden of the upper, the right, the lower one; r_b = (equal + r) / (pairs + 1) is how often a
+                patch with such a neighbour is equal to it in the train split, and r that of all b. Where none is
+                visible, the unigram
 
 A model that is no better than these has learnt that images have a background, and that it lies around.
 
@@ -92,8 +93,8 @@ def scorers(
         "Unigram: add-one smoothing. Unigram of the place: the same for each of the "
         f"{grid[0]} × {grid[1]} places of the grid; its first guess is the commonest token there. Copied neighbour: "
         "the token to the left, where that is hidden the one above, to the right, below; as likely as neighbours of "
-        f"this token are equal in the train split (on average {across} across, {down} down), and the unigram for the "
-        f"rest. From {counted.images:,} images of the train split."
+        f"this token are equal in the train split (on average {across} across, {down} down), and every other token as "
+        f"by the unigram. From {counted.images:,} images of the train split."
     )
     found = {
         UNIGRAM: unigram_scorer(counts_V, ordinary),
@@ -134,7 +135,7 @@ def neighbour_scorer(counted: Counted, grid: Sequence[int], unigram_V: NDArray[n
             visible_M = inside_M & (other_M != mask_id)
             copied_M = torch.where(visible_M, other_M, copied_M)
             rate_M = torch.where(visible_M, equal_4V[way][other_M], rate_M)
-        p_MV = (1 - rate_M)[:, None] * p_V
-        return p_MV.scatter_add_(1, copied_M[:, None], rate_M[:, None]).log()
+        others_M = (1 - rate_M) / (1 - p_V[copied_M]).clamp(min=1e-12)
+        return (others_M[:, None] * p_V).scatter_(1, copied_M[:, None], rate_M[:, None]).log()
 
     return logits

@@ -88,8 +88,8 @@ def test_place_and_neighbour_are_what_counting_by_hand_gives(made):
             code = tokens[row, column + dy * width + dx]
             if 0 <= y + dy < height and 0 <= x + dx < width and code != 4:
                 equal = rate(abs(dy), dy + dx > 0, code)
-                expected = (1 - equal) * unigram
-                expected[code] += equal
+                expected = (1 - equal) * unigram / (1 - unigram[code])
+                expected[code] = equal
                 break
         assert neighbour_MV[number] == pytest.approx(expected, rel=1e-5, abs=1e-12)
     assert f"{100 * whole[0]:.0f}\u00a0% across" in remark and "160 images" in remark
