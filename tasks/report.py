@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .charts import STYLE, Line, amount, plot, scale_of
-from .report_sections import interval, number, of, pictures, section
+from .report_sections import PICTURES, interval, number, of, pictures, section
 from .report_words import (
     BASELINES,
     baselines_of,
@@ -117,8 +117,9 @@ def page(report: Report) -> str:
         part("How to read this", _reading(report)),
         part("Where it comes from", _origin(report)),
     ]
-    policy = f"{POLICY}; img-src data:" if report.pictures else POLICY
-    return whole_page("\n".join(filter(None, parts)), report.title, STYLE, policy)
+    body, more = "\n".join(filter(None, parts)), report.pictures
+    policy, style = (f"{POLICY}; img-src data:", STYLE + PICTURES) if more else (POLICY, STYLE)
+    return whole_page(body, report.title, style, policy)
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from .sheet import name_of as isolated
 
 ARROWS = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better"), "": ("", "")}
 
+PICTURES = "figure img { max-width: 100%; } .classes thead th { overflow-wrap: normal; }\n"
+"""Style of a page with pictures."""
+
 
 def section(one: Outcome, names: Mapping[str, str]) -> str:
     """A set's part of the page. `names` are what the report calls its models, by label."""
@@ -253,7 +256,7 @@ def _error(one: Outcome, label: str) -> str:
 def pictures(shown: Mapping[str, bytes]) -> str:
     """PNGs with what they show below them; part of the page, which loads nothing."""
     return "".join(
-        f'<figure><img style="max-width:100%" alt="{in_html(what)}" src="data:image/png;base64,'
+        f'<figure><img alt="{in_html(what)}" src="data:image/png;base64,'
         f'{base64.b64encode(png).decode()}"><figcaption>{in_html(what)}</figcaption></figure>'
         for what, png in shown.items()
     )
