@@ -137,13 +137,14 @@ class ImageSubject:
         return model_scorer(self.model)
 
     def _of_codes(self, means: Callable[..., Tensor]) -> Scorer:
-        codes_KP = standardised(torch.from_numpy(self.codebook_KP).to(self.device), self.payload)
+        codes_KP = standardised(torch.from_numpy(self.codebook_KP).to(self.device), self.payload).double()
+        halves_K = codes_KP.square().sum(dim=1) / 2
 
         def logits(*given: Tensor) -> Tensor:
-            mean_MP = means(*given).float()
-            squares_MK = torch.cdist(mean_MP, codes_KP, compute_mode="donot_use_mm_for_euclid_dist").square()
-            logits_MV = mean_MP.new_full((len(mean_MP), self.vocabulary_size), -torch.inf)
-            logits_MV[:, FIRST : FIRST + len(codes_KP)] = -0.5 * squares_MK
+            # −½ ‖c − μ‖² less its largest, in float64: what float32 keeps of large squares is not their difference
+            logits_MK = means(*given).double() @ codes_KP.T - halves_K
+            logits_MV = torch.full((len(logits_MK), self.vocabulary_size), -torch.inf, device=self.device)
+            logits_MV[:, FIRST : FIRST + len(codes_KP)] = logits_MK - logits_MK.amax(dim=1, keepdim=True)
             return logits_MV
 
         return logits

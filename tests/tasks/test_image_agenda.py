@@ -287,7 +287,7 @@ def test_a_model_that_continues_on_other_images_may_not_have_seen_the_test_split
 @pytest.mark.parametrize(("see", "ask"), FORMS[1:])
 def test_every_form_of_model_is_evaluated(made, see, ask):
     store, corpus, words, rows = made
-    weights = small_images.pretrain(store, words, rows, 4 * STEPS, see, ask)
+    weights = small_images.pretrain(store, words, rows, 3 * STEPS, see, ask)
     report, _ = evaluate(settings(), corpus, words, rows, weights, None, store)
     metrics = report.facts["metrics"]
     loss = metrics["test/rate_0.4/masked_cross_entropy"]
