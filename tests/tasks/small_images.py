@@ -15,7 +15,7 @@ from tasks.image_settings import ImageShardsConfig
 from tasks.image_vocabulary import ImageVocabularyConfig, vocabulary
 from tasks.objective import masked_loss
 from tasks.stock import save_stock
-from tests.tasks import made_images
+from tests.tasks import drawn_images
 
 SIDE, PATCH = 12, 3
 GRID = (SIDE // PATCH, SIDE // PATCH)
@@ -38,7 +38,7 @@ def bars(number: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
 
 def corpus(store: Store, number: int = 200, labelled: bool = True) -> Manifest:
     images, labels = bars(number)
-    return made_images.corpus(store, images, labels=labels if labelled else None)
+    return drawn_images.corpus(store, images, labels=labels if labelled else None)
 
 
 def codebook(store: Store, corpus: Manifest, codes: int = 2) -> Manifest:

@@ -18,7 +18,7 @@ from tasks.patches import standardised
 from tasks.report import Examined, Report, page
 from tasks.results import CHAMPION, MODEL, NEIGHBOUR, PLACE, UNIGRAM, UNTRAINED
 from tasks.strata import Places
-from tests.tasks import made_images, made_outcomes, small_images
+from tests.tasks import drawn_images, made_outcomes, small_images
 
 STEPS = 120
 FORMS = [("payload", "tokens"), ("tokens", "tokens"), ("payload", "payload")]
@@ -50,7 +50,7 @@ def images_by_hand(corpus, words, split):
     """Ids of the patches of each image (X, h, w)."""
     codes_KP = np.load(words.path("codebook.npy"))
     images, _ = small_images.bars(200)
-    of_split = images[[made_images.split_of(number) == split for number in range(200)]]
+    of_split = images[[drawn_images.split_of(number) == split for number in range(200)]]
     patches = patches_of(of_split, small_images.PATCH)
     return 5 + nearest(patches.reshape(-1, codes_KP.shape[1]), codes_KP).reshape(-1, *small_images.GRID)
 
@@ -195,7 +195,7 @@ def test_pictures_hide_what_the_model_does_not_see_and_change_nothing_else(made,
     chosen = image_pictures.spread(len(reader.segment_lengths), 5)
     shown = image_pictures.filled_in(model, reader, chosen)
     images, _ = small_images.bars(200)
-    of_test = images[[made_images.split_of(number) == "test" for number in range(200)]]
+    of_test = images[[drawn_images.split_of(number) == "test" for number in range(200)]]
     order = intrinsic.documents(rows, "test")[chosen]
     assert np.array_equal(shown.original, of_test[order])
     hidden_EN, filled_EN, original_EN, codes_EN = (
@@ -277,7 +277,7 @@ def test_the_gate_compares_models_of_images_by_image_and_by_class(learnt):
 def test_a_model_that_continues_on_other_images_may_not_have_seen_the_test_split(made, tmp_path):
     _, corpus, _, _ = made
     images, _ = small_images.bars(200)
-    turned = made_images.corpus(Store(tmp_path), images, ["test" if one % 10 < 8 else "train" for one in range(200)])
+    turned = drawn_images.corpus(Store(tmp_path), images, ["test" if one % 10 < 8 else "train" for one in range(200)])
     assert overlap.copies(corpus, []) == {"equal": 0, "near": 0, "examples": [], "measured": []}
     assert overlap.copies(corpus, [turned])["equal"] == 20
     assert overlap.copies(corpus, [turned])["measured"] == [turned.digest]

@@ -12,7 +12,7 @@ from tasks.errors import UsageError
 from tasks.image_probe import BAG_OF_CODES, PIXELS, Probe
 from tasks.image_settings import ProbeConfig
 from tasks.results import MODEL, UNTRAINED, Figure
-from tests.tasks import made_images, small_images
+from tests.tasks import drawn_images, small_images
 
 CONFIG = ProbeConfig(train=120, seeds=3, neighbours=5)
 
@@ -103,7 +103,7 @@ def test_the_same_images_are_asked_again_and_no_more_than_wanted(made):
     for split in ("train", "test"):
         assert np.array_equal(ours[split].index_E, again[split].index_E)
         images, labels = small_images.bars(400)
-        number = np.flatnonzero([made_images.split_of(one) == split for one in range(400)])[ours[split].index_E]
+        number = np.flatnonzero([drawn_images.split_of(one) == split for one in range(400)])[ours[split].index_E]
         assert np.array_equal(ours[split].pixels_EHWC, images[number])
         names = Probe(CONFIG, made[0], made[2]).classes
         assert [names[one] for one in ours[split].label_E] == [labels[one] for one in number]
@@ -136,17 +136,17 @@ def test_without_shards_there_is_no_bag_of_codes_and_pixels_stay(made):
 @pytest.mark.parametrize("labels", [["a"] * 100, [None] * 96 + ["a", "b"] * 2])
 def test_too_few_labels_are_a_reason_and_no_crash(tmp_path, labels):
     images, _ = small_images.bars(100)
-    task = Probe(CONFIG, made_images.corpus(Store(tmp_path), images, labels=labels), None)
+    task = Probe(CONFIG, drawn_images.corpus(Store(tmp_path), images, labels=labels), None)
     with pytest.raises(UsageError, match="two labels"):
         task.size(None)
 
 
 def test_a_label_that_train_lacks_counts_as_wrong_and_is_named(tmp_path):
     images, labels = small_images.bars(200)
-    odd = ["odd" if made_images.split_of(one) == "test" and one % 3 else label for one, label in enumerate(labels)]
-    task = Probe(CONFIG, made_images.corpus(Store(tmp_path), images, labels=odd), None)
+    odd = ["odd" if drawn_images.split_of(one) == "test" and one % 3 else label for one, label in enumerate(labels)]
+    task = Probe(CONFIG, drawn_images.corpus(Store(tmp_path), images, labels=odd), None)
     scores = {MODEL: task.score(Told(orientation), lambda images: None)}
     outcome = task.outcome(scores, task.baselines(), Seen())
-    known = np.mean([label != "odd" for one, label in enumerate(odd) if made_images.split_of(one) == "test"])
+    known = np.mean([label != "odd" for one, label in enumerate(odd) if drawn_images.split_of(one) == "test"])
     assert outcome.figures["probe_accuracy"][MODEL].value == pytest.approx(known)
     assert any("No train image has the label odd" in remark for remark in outcome.remarks)
