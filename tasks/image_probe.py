@@ -39,6 +39,7 @@ from .strata import documents
 BAG_OF_CODES, PIXELS = BASELINE + "bag_of_codes", BASELINE + "pixels"
 MOST_PIXELS = 1024
 """Features of the pixels; larger images are averaged over squares until they have no more."""
+UNREAD = "Nothing is said of the {}: it reads images of another shape."
 LEAST = 10
 """Labelled images of train and of test that a probe needs."""
 
@@ -103,7 +104,12 @@ class Probe(Task):
         return sum(len(index_E) for index_E, _ in self.chosen.values())
 
     def score(self, subject: Any, advance: Advance) -> dict[str, Any]:
-        """The label that each way and seed predicts of every test image; subject: an ImageSubject."""
+        """The label that each way and seed predicts of every test image; nothing of a model of other images.
+
+        subject     an ImageSubject
+        """
+        if subject.shape != self.images["test"].pixels_EHWC.shape[1:]:
+            return {}
         train, test = (subject.states(self.images[split].pixels_EHWC, advance) for split in ("train", "test"))
         return self._asked(train, test)
 
@@ -149,7 +155,7 @@ class Probe(Task):
             metrics=meanings,
             figures=figures,
             counts={"train": len(train_E), "test": len(truth_E), "labels": len(self.classes)},
-            remarks=tuple(self._remarks(ahead)),
+            remarks=(*self._remarks(ahead), *(UNREAD.format(name_of(label)) for label, of in scores.items() if not of)),
             details={
                 "classes": self._per_class(),
                 "by_seed": by_seed,

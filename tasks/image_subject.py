@@ -73,6 +73,12 @@ class ImageSubject:
         return int(height * width)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that it reads."""
+        side, (height, width) = self.payload["patch"], self.payload["grid"]
+        return side * height, side * width, self.payload["channels"]
+
+    @property
     def device(self) -> torch.device:
         return self.model.encoder.embedding.weight.device
 
@@ -94,10 +100,12 @@ class ImageSubject:
 
         Raises UsageError for images of another shape, NumericError for states that are not finite.
         """
-        side, channels = self.payload["patch"], self.payload["channels"]
-        shape = *(side * cells for cells in self.payload["grid"]), channels
-        if pixels_EHWC.shape[1:] != shape:
-            raise UsageError(f"the model {self.label} was trained on images of {shape}, not of {pixels_EHWC.shape[1:]}")
+        side = self.payload["patch"]
+        if pixels_EHWC.shape[1:] != self.shape:
+            raise UsageError(
+                f"the model {self.label} was trained on images of {self.shape} (height, width, channels), not of "
+                f"{pixels_EHWC.shape[1:]}; scale them."
+            )
         found = np.zeros((len(pixels_EHWC), self.width), np.float32)
         step = max(1, POSITIONS // (self.patches + 2))
         for start in range(0, len(found), step):

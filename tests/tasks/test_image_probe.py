@@ -11,7 +11,7 @@ from tasks.codebook import nearest, patches_of
 from tasks.errors import UsageError
 from tasks.image_probe import BAG_OF_CODES, PIXELS, Probe
 from tasks.image_settings import ProbeConfig
-from tasks.results import MODEL, UNTRAINED, Figure
+from tasks.results import CHAMPION, MODEL, UNTRAINED, Figure
 from tests.tasks import drawn_images, small_images
 
 CONFIG = ProbeConfig(train=120, seeds=3, neighbours=5)
@@ -19,6 +19,8 @@ CONFIG = ProbeConfig(train=120, seeds=3, neighbours=5)
 
 class Told:
     """Its states are a function of the pixels."""
+
+    shape = (small_images.SIDE, small_images.SIDE, 1)
 
     def __init__(self, states):
         self.states_of = states
@@ -75,6 +77,19 @@ def test_the_difference_to_untrained_and_to_the_bag_of_codes_is_said_with_its_in
     assert outcome.remarks[0].startswith("The model's probe beats that of the untrained encoder by ")
     assert outcome.remarks[1].startswith("The model's probe beats that of the bag of codes by ")
     assert any("not measured" in remark for remark in outcome.remarks)
+
+
+def test_a_champion_of_other_images_costs_its_own_figures_only(made):
+    other = Told(orientation)
+    other.shape = (28, 28, 3)
+    task = Probe(CONFIG, made[0], None)
+    scores = {
+        MODEL: task.score(Told(orientation), lambda images: None),
+        CHAMPION: task.score(other, lambda images: None),
+    }
+    outcome = task.outcome(scores | {UNTRAINED: scores[MODEL]}, task.baselines(), Seen())
+    assert scores[CHAMPION] == {} and CHAMPION not in outcome.figures["probe_accuracy"]
+    assert outcome.remarks[-1] == "Nothing is said of the champion before: it reads images of another shape."
 
 
 def test_a_difference_that_may_be_none_is_no_victory():
