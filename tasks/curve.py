@@ -1,12 +1,30 @@
 """The picture of a training run: loss by tokens, with the lines that it must stay below. Same points, same bytes."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from . import modalities
+from .artifacts import Manifest
+
 STYLES: tuple[Any, ...] = ("--", ":", "-.", (0, (8, 3)), (0, (1, 4)))
 """Of the level lines, in turn."""
+
+
+def points_of(weights: Manifest, vocabulary: Manifest) -> list[dict[str, Any]]:
+    """The points of a training; of one on two modalities, what they say of this vocabulary's, as if it was alone."""
+    points = [json.loads(line) for line in weights.whole("curve.jsonl").read_bytes().splitlines()]
+    if modalities.BESIDE not in weights.facts:
+        return points
+    own = f"_{modalities.name_of(vocabulary.facts)}"
+    first = modalities.face(weights, vocabulary.digest) == modalities.MODEL
+    kept = {"tokens", "validation/masked_cross_entropy"} if first else {"tokens"}
+    return [
+        {name.removesuffix(own): value for name, value in one.items() if name in kept or name.endswith(own)}
+        for one in points
+    ]
 
 
 def draw(points: Sequence[Mapping[str, Any]], references: Mapping[str, float], rate: str) -> bytes:

@@ -29,6 +29,7 @@ from .artifacts import (
     finished_unit,
     write_atomic,
 )
+from .curve import draw, points_of
 from .errors import NumericError
 from .evaluate_config import EvaluateConfig
 from .keys import permutation
@@ -184,7 +185,7 @@ class _Build:
             "models": {
                 label: {
                     "pretrain": one.digest,
-                    "vocabulary": one.identity.inputs["vocabulary"],
+                    "vocabulary": self._read_with(one),
                     "changes_text": label in changed,
                 }
                 for label, one in models.items()
@@ -239,14 +240,23 @@ class _Build:
             found[ALONE] = lambda: self._subject(alone, self.vocabulary, ALONE)
         return found
 
+    def _read_with(self, weights: Manifest) -> str:
+        """Digest of the vocabulary that a model reads with: this one, where it is one of its two."""
+        mine, inputs = self.vocabulary.digest, weights.identity.inputs
+        return mine if mine == inputs.get("beside_vocabulary") else inputs["vocabulary"]
+
     def _champion_vocabulary(self) -> Manifest | None:
-        wanted = self.champion.identity.inputs["vocabulary"] if self.champion else ""
-        return self.vocabulary if wanted == self.vocabulary.digest else self.store.with_digest("vocabulary", wanted)
+        wanted = self._read_with(self.champion) if self.champion else ""
+        if wanted == self.vocabulary.digest:
+            return self.vocabulary
+        other = self.store.with_digest("vocabulary", wanted)
+        same = other and modalities.name_of(other.facts) == modalities.name_of(self.vocabulary.facts)
+        return other if same else None
 
     def _comparable(self) -> bool:
         """May the champion's masked scores stand beside the model's: are they of the same tokens, and can it read
         the rows?"""
-        if self.champion is None or self.champion.identity.inputs["vocabulary"] != self.vocabulary.digest:
+        if self.champion is None or self._read_with(self.champion) != self.vocabulary.digest:
             return False
         sizes = self.champion.facts[modalities.face(self.champion, self.vocabulary.digest)]
         return bool(sizes["length"] >= self.shards.facts["length"])
@@ -255,9 +265,9 @@ class _Build:
         if self.champion is None:
             return None
         reason = ""
-        if self.champion.identity.inputs["vocabulary"] != self.vocabulary.digest:
+        if self._read_with(self.champion) != self.vocabulary.digest:
             reason = "it has another vocabulary"
-            reason += "" if self._champion_vocabulary() else ", which the store does not have any more"
+            reason += "" if self._champion_vocabulary() else ", which the store does not have, or of other documents"
         elif not self._comparable():
             reason = "its context is shorter than the rows"
         return {"pretrain": self.champion.digest, "scored": self._comparable(), "reason": reason}
@@ -344,7 +354,7 @@ class _Build:
             models.append(Examined(CHAMPION, NAMES[CHAMPION], {"pretrain digest": self.champion.digest}))
         losses = next(one for one in outcomes if one.task == f"rate_{rate}").figures["masked_cross_entropy"]
         levels = {label: losses[label] for label in LINES if label in losses and not self._of_payload}
-        curve = Curve(self._points(), rate, levels, DENSITY if self._of_payload else LOSS)
+        curve = Curve(points_of(self.pretrain, self.vocabulary), rate, levels, DENSITY if self._of_payload else LOSS)
         reason = (facts["champion"] or {}).get("reason", "")
         remarks = [f"The champion's masked scores are left out: {reason}."] if reason else []
         remarks += facts["left_out"]
@@ -355,10 +365,8 @@ class _Build:
     @property
     def _of_payload(self) -> bool:
         """Whether the loss of training is not of tokens, so that no score of tokens belongs beside it."""
-        return bool(self.pretrain.facts["model"].get("target") == "payload")
-
-    def _points(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.pretrain.whole("curve.jsonl").read_bytes().splitlines()]
+        sizes = self.pretrain.facts[modalities.face(self.pretrain, self.vocabulary.digest)]
+        return bool(sizes.get("target") == "payload")
 
     def _lines(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Level lines of the curve: label for people -> masked cross-entropy at the rate of the shards."""
@@ -368,9 +376,7 @@ class _Build:
         return {NAMES[label]: metrics[f"{label}/{name}"] for label in LINES if f"{label}/{name}" in metrics}
 
     def _curve(self, metrics: Mapping[str, float]) -> bytes:
-        from .curve import draw
-
-        return draw(self._points(), self._lines(metrics), self.shards.facts["rate"])
+        return draw(points_of(self.pretrain, self.vocabulary), self._lines(metrics), self.shards.facts["rate"])
 
 
 def summary(metrics: Mapping[str, float], rate: str) -> str:

@@ -65,7 +65,7 @@ def test_from_images_to_a_registered_model_that_fills_them_in(mill: Mill) -> Non
     assert "Registered    images version 1" in said and "text" not in said.lower(), said
     assert list(mill.last()["stages"]) == STAGES
     corpus, report = mill.facts("corpus"), mill.facts("evaluate")
-    assert corpus["counts"]["rejected_truncated"] == 1 if "rejected_truncated" in corpus["counts"] else True
+    assert corpus["counts"]["documents_in"] == 241, "the broken one is counted"
     assert corpus["counts"]["documents_kept"] == 240 and corpus["facts"]["labels"] == ["lies", "stands"]
     metrics = report["facts"]["metrics"]
     loss = {label: metrics[f"{label}/rate_0.4/masked_cross_entropy"] for label in ("test", "baseline_unigram")}
@@ -90,7 +90,7 @@ def test_every_form_of_input_and_target_comes_to_a_registered_model(mill: Mill, 
     said = mill.run("images", source, *form, "shards.policy=block")
     assert f"Registered    of-{'-'.join(asks)} version 1" in said
     assert mill.facts("shards")["config"]["policy"] == "block"
-    assert mill("verify").count("whole") or True
+    assert mill("verify")
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_text_and_images_in_one_encoder_come_to_two_registered_models(mill: Mill
     assert {"pretrain text alone", "pretrain images alone", "evaluate images", "register images"} <= parts.keys()
     report = mill.facts("evaluate")
     assert {name.partition("/")[0] for name in report["facts"]["metrics"]} >= {"test", "alone", "baseline_untrained"}
-    models = json.loads(mill("models", "--json"))
-    assert {one["name"] for one in models} >= {"mixed", "mixed-images"}
+    names = {json.loads(one.read_bytes())["facts"]["model"] for one in mill.home.glob("store/register/*/manifest.json")}
+    assert names >= {"mixed", "mixed-images"}
     again = mill("run", "mixed", *words)
     assert {it["state"] for it in mill.last()["stages"].values()} == {"reused"} and again
