@@ -25,8 +25,10 @@ import base64
 import hashlib
 import importlib.util
 import io
+import re
 import reprlib
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -41,7 +43,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
-NETWORK = "patch_network"
 FILL, EMBED = "fill-image", "embedding"
 ARRAY, IN_PNG = "array", "png"
 PARAMETERS = {"top_k": 5, "rate": "", "seed": 0, "output": FILL, "picture": ARRAY}
@@ -53,8 +54,7 @@ MOST_CANDIDATES = 500_000
 POSITIONS = 4096
 """Positions that pass the encoder at a time."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-MOST_SCANS = 100
-"""Of a progressive JPEG: a few bytes each cost a look at the whole image."""
+MOST_SCANS = 100  # of a progressive JPEG: a few bytes each cost a look at the whole image
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """Orientation of EXIF -> Pillow's Transpose that undoes it."""
 Bytes = NDArray[np.uint8]
@@ -87,6 +87,11 @@ class Question(NamedTuple):
     top_k: int
     output: str
     picture: str
+
+
+def in_short(value: Any) -> str:
+    """What somebody gave, on a line."""
+    return " ".join(reprlib.repr(value).split())[:80]
 
 
 def refuse(sentence: str) -> MlflowException:
@@ -152,14 +157,14 @@ class Answering:
             raise refuse(f"The parameters must be given by name; they are {', '.join(PARAMETERS)}.")
         given: dict[str, Any] = PARAMETERS | dict(params or {})
         if unknown := sorted(set(given) - set(PARAMETERS), key=str):
-            raise refuse(f"Unknown parameter {reprlib.repr(unknown[0])}; the parameters are {', '.join(PARAMETERS)}.")
+            raise refuse(f"Unknown parameter {in_short(unknown[0])}; the parameters are {', '.join(PARAMETERS)}.")
         for name, least, most in (("top_k", 1, len(self.network.codes_KP)), ("seed", 0, 2**63 - 1)):
             value = given[name]
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise refuse(f"{name} is {reprlib.repr(value)}; it must be a whole number from {least} to {most}.")
+                raise refuse(f"{name} is {in_short(value)}; it must be a whole number from {least} to {most}.")
         for name, first, second in (("output", FILL, EMBED), ("picture", ARRAY, IN_PNG)):
-            if given[name] not in (first, second):
-                raise refuse(f"{name} is {reprlib.repr(given[name])}; it must be {first} or {second}.")
+            if not isinstance(given[name], str) or given[name] not in (first, second):
+                raise refuse(f"{name} is {in_short(given[name])}; it must be {first} or {second}.")
         if given["picture"] == IN_PNG:
             pillow()
         return given | {"drawn": drawn(given["rate"], given["seed"], self.network.patches)}
@@ -201,13 +206,11 @@ class Answering:
         return found
 
 
-# An image may come in three forms: Any is what is meant. MLflow warns of it, and sets filters of its own to do so.
+# An image may come in three forms: Any is meant. MLflow warns of it, and sets filters of its own to do so.
 with warnings.catch_warnings():
     warnings.showwarning = lambda *given, **named: None
 
     class FillImage(Answering, PythonModel):
-        """What MLflow loads."""
-
         predict = Answering.predict  # type: ignore[assignment]
 
 
@@ -217,7 +220,7 @@ def network_module(folder: Path) -> Any:
         from . import patch_network
 
         return patch_network
-    spec = importlib.util.spec_from_file_location(NETWORK, folder / f"{NETWORK}.py")
+    spec = importlib.util.spec_from_file_location("patch_network", folder / "patch_network.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -237,14 +240,15 @@ def ranked(p_MK: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
 
 def drawn(rate: Any, seed: int, patches: int) -> list[int]:
     """⌊N·rate⌋ patches, the first ones in an order that the seed alone decides; none for a rate of ""."""
-    if rate == "":
+    if isinstance(rate, str) and not rate:
         return []
-    try:
-        share = Fraction(str(rate) if isinstance(rate, str | float) and len(str(rate)) < 20 else -1)
+    try:  # not of any text: 1e-999999999 takes forever
+        written = isinstance(rate, float) or (isinstance(rate, str) and re.fullmatch(r"[0-9./]{1,20}", rate))
+        share = Fraction(str(rate) if written else -1)
     except (ValueError, ZeroDivisionError):
         share = Fraction(-1)
     if not 0 < share < 1:
-        raise refuse(f"rate is {reprlib.repr(rate)}; it must be a number between 0 and 1, such as 0.4.")
+        raise refuse(f"rate is {in_short(rate)}; it must be a number between 0 and 1, such as 0.4.")
     if not (number := int(patches * share)):
         raise refuse(f"rate is {rate}, which hides none of {patches} patches; raise it.")
     order = sorted(range(patches), key=lambda at: hashlib.sha256(f"{seed} {at}".encode()).digest())
@@ -269,9 +273,7 @@ def hidden_by(mask: Any, grid: tuple[int, int], name: str) -> list[int]:
         return [at for at, value in enumerate(flat) if value]
     for at in mask:
         if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < rows * columns:
-            raise refuse(
-                f"{name} has a mask with {reprlib.repr(at)}; patches have numbers from 0 to {rows * columns - 1}."
-            )
+            raise refuse(f"{name} has a mask with {in_short(at)}; patches have numbers from 0 to {rows * columns - 1}.")
     if len(set(mask)) < len(mask):
         raise refuse(f"{name} has a mask that names a patch twice; name each once.")
     return sorted(mask)
@@ -347,20 +349,31 @@ def _decoded(data: bytes, shape: tuple[int, int, int], name: str) -> Bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata: what is wrong with the pixels is an error
         try:
+            if kind == "PNG":
+                _check_chunks(data)
             with image.open(io.BytesIO(data), formats=[kind]) as opened:
                 width, height = opened.size
                 if sorted((width, height)) != sorted(shape[:2]):
                     raise _other_size(width, height, shape, name)
                 if opened.info.get("progressive") and data.count(b"\xff\xda") > MOST_SCANS:
                     raise refuse(f"{name} is a JPEG of more than {MOST_SCANS} scans; save it as a plain one.")
-                opened.verify()  # the checksums of a PNG; it has to be opened again then
-            with image.open(io.BytesIO(data), formats=[kind]) as opened:
                 return _plain(image, opened)
         except MlflowException:
             raise
         except Exception as error:  # whatever a decoder raises (a dozen kinds), it is about this image
             said = (str(error).splitlines() or [""])[0][:200]
             raise refuse(f"{name} is a {kind} that cannot be decoded: {said or type(error).__name__}.") from None
+
+
+def _check_chunks(data: bytes) -> None:
+    """The checksums of a PNG, which Pillow does not ask for, and its end."""
+    at, name = len(PNG), b""
+    while name != b"IEND":
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name = data[at + 4 : at + 8]
+        if end > len(data) or zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise ValueError(f"the chunk at byte {at} is damaged or cut off")
+        at = end
 
 
 def _plain(image: Any, opened: Any) -> Bytes:
