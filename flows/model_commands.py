@@ -1,6 +1,7 @@
 """The commands about models that are there: ask them, compare them."""
 
 import base64
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def predict(
     """Fill the masks of a text, or the hidden patches of an image, with a registered model; or make a vector of it.
 
     Which version answers is said on stderr; with --json in model, version, aliases and weights (their digest), beside
-    masks or embedding, of an image beside grid, hidden, codes and picture.
+    masks or embedding, of an image beside grid, hidden, codes and picture (base64 of a PNG).
 
     Example: maskmill predict "Returns a [MASK] of the array." --top 3
     Example: maskmill predict digit.png --mask 3,7 --out filled.png
@@ -71,7 +72,8 @@ def predict(
 
 def _is_image(what: str, mask: str, rate: str, out: Path | None) -> bool:
     """A text may end in .png, too; then there is hardly a file of that name."""
-    return bool(mask or rate or out) or (what.lower().endswith(IMAGES) and Path(what).expanduser().is_file())
+    named = what.lower().endswith(IMAGES) and (os.path.isfile(os.path.expanduser(what)) or not set(" [<") & set(what))
+    return bool(mask or rate or out or named)
 
 
 def _predict_image(
@@ -85,8 +87,7 @@ def _predict_image(
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}; give the path of a PNG or JPEG.") from None
     embedding = params["output"] == "embedding"
-    params = dict(params) | ({"picture": "png"} if out else {})
-    served, answer = serving.ask(image, model, params, modality="images")
+    served, answer = serving.ask(image, model, dict(params) | {"picture": "png"}, modality="images")
     if out and not embedding:
         write_atomic(out.absolute(), base64.b64decode(answer["picture"]))
     if as_json:

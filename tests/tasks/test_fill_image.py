@@ -482,6 +482,12 @@ def test_what_the_card_says_of_loading_it_by_itself_is_true(folders, models, for
     assert ("AutoModelForMaskedLM" in page) == (form == ("tokens", "tokens"))
 
 
+def test_the_readme_loads_it_as_the_card_does():
+    readme = (TASKS.parent / "README.md").read_text()
+    for told in (image_front.LOADED, image_front.STOCK):
+        assert blocks(told)[0].replace("MODE", "L") in readme
+
+
 @pytest.mark.slow
 def test_what_the_card_says_of_transformers_is_true(folders, models, tmp_path, monkeypatch, capsys):
     form = "tokens", "tokens"

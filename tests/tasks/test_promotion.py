@@ -31,7 +31,7 @@ def calm():
 @pytest.fixture(autouse=True)
 def answers(monkeypatch):
     """Every model answers: none of these versions has weights."""
-    monkeypatch.setattr(board, "smoke", lambda spec, home: "")
+    monkeypatch.setattr(board, "smoke", lambda spec, home, modality: "")
 
 
 class Shelf:
@@ -233,7 +233,9 @@ def test_evidence_that_was_tampered_with_is_refused_by_name(shelf):
 def test_a_model_that_does_not_answer_is_refused(shelf, monkeypatch):
     promote(f"mute/{shelf.add('mute', 4.0)}", shelf.home)
     two = shelf.add("mute", 3.0)
-    monkeypatch.setattr(board, "smoke", lambda spec, home: "model.safetensors is not the file that was registered")
+    monkeypatch.setattr(
+        board, "smoke", lambda spec, home, modality: "model.safetensors is not the file that was registered"
+    )
     done = promote(f"mute/{two}", shelf.home)
     assert not done.promoted and done.decision.kind == "no answer" and shelf.aliases("mute") == {"champion": 1}
     assert "model.safetensors" in shelf.tags("mute", two)["verdict"]
@@ -326,7 +328,7 @@ def _stand(home, spec, uri, meet, wait_for, done, locked):
     """A promotion in a process of its own. Without a lock it decides, meets the other, sets the alias, last if told."""
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
-    board.smoke = lambda spec, home: ""
+    board.smoke = lambda spec, home, modality: ""
     move, moves = Board._move, []
 
     def slowly(self, version, before):
