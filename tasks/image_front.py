@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from . import modalities
 from .artifacts import Manifest
 from .card import code, without_licence
 from .errors import UsageError
@@ -197,7 +198,7 @@ Images are PNG or JPEG in bytes or base64, or arrays; a mask lists patches row b
 
 def _of(parents: Mapping[str, Manifest]) -> tuple[str, str]:
     """What the model sees, and what it is asked for."""
-    model = parents["pretrain"].facts.get("model", {})
+    model = parents["pretrain"].facts.get(modalities.face(parents["pretrain"], parents["vocabulary"].digest), {})
     return model.get("input", "tokens"), model.get("target", "tokens")
 
 

@@ -164,9 +164,11 @@ class Network:
 
     def probabilities(self, said: Tensor) -> Tensor:
         """Of the codes (M, K), from what the head says: over the whole vocabulary; around a mean μ over the codes, in
-        proportion to exp(−½‖c − μ‖²), where ‖μ‖² cancels out."""
+        proportion to exp(−½‖c − μ‖²), where ‖μ‖² cancels out (in float64, since what is left is large)."""
         if self.target == "payload":
-            return F.linear(said, self.centres_KP, -0.5 * self.centres_KP.square().sum(dim=-1)).softmax(dim=-1)
+            centres_KP = self.centres_KP.double()
+            logits_MK = F.linear(said.double(), centres_KP, -0.5 * centres_KP.square().sum(dim=-1))
+            return logits_MK.softmax(dim=-1).float()
         return said.softmax(dim=-1)[:, FIRST_CODE : FIRST_CODE + len(self.codes_KP)]
 
     def pixels(self, said: Tensor) -> Tensor:

@@ -178,11 +178,12 @@ def _write_folder(folder: Path, name: str, parents: Mapping[str, Manifest]) -> s
     """model/ and what serves it. Returns the digest of what makes two models the same: weights, config, vocabulary."""
     pretrain, target, of = parents["pretrain"], folder / "model", parents["vocabulary"].facts
     target.mkdir(exist_ok=True)
-    digests = {}
+    digests, face = {}, modalities.face(pretrain, parents["vocabulary"].digest)
     for path, entry in pretrain.files.items():
-        if path.startswith("model/"):
-            shutil.copyfile(pretrain.whole(path), folder / path)
-            digests[path.removeprefix("model/")] = entry.sha256
+        if path.startswith(f"{face}/"):
+            name_there = path.removeprefix(f"{face}/")
+            shutil.copyfile(pretrain.whole(path), target / name_there)
+            digests[name_there] = entry.sha256
     if "payload" in of:
         write_atomic(target / PAYLOAD, canonical(of["payload"]) + b"\n")
         digests[PAYLOAD] = file_digest(target / PAYLOAD)

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from flows.answering import Limits, application
 from tasks import codebook, fill_image, image_front, patch_network, registry, serving, tracking, versions
-from tasks.artifacts import Store, verify
+from tasks.artifacts import Built, Identity, Store, verify
 from tasks.card import card
 from tasks.encoder import Segments
 from tasks.errors import UsageError
@@ -625,3 +625,28 @@ print(json.dumps(model.predict([image], params={"top_k": 3})))
     assert "Warning" not in done.stderr, done.stderr
     asked = [{"image": (tmp_path / "picture.png").read_bytes(), "mask": [0, 1]}]
     assert json.loads(done.stdout) == pyfunc.predict(asked, params={"top_k": 3})
+
+
+def test_of_a_model_of_two_modalities_that_of_the_vocabulary_is_registered(tmp_path):
+    store = Store(tmp_path / "store")
+    parents = dict(zip(registry.PARENTS, small.parents(store)))
+    trained, words = parents["pretrain"], parents["vocabulary"]
+
+    def build(workspace):
+        for name in ("config.json", "model.safetensors", "codebook.npy"):
+            (workspace.folder / "beside").mkdir(exist_ok=True)
+            (workspace.folder / "beside" / name).write_bytes(trained.path(f"model/{name}").read_bytes())
+        (workspace.folder / "model").mkdir()
+        (workspace.folder / "model" / "tokenizer.json").write_text("{}")
+        return Built({}, {**trained.facts, "model": {}, "beside": trained.facts["model"]})
+
+    inputs = {"vocabulary": "0" * 64, "beside_vocabulary": words.digest}
+    both = store.make(Identity("pretrain", 1, {"two": True}, inputs), build)[0]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, weights in zip(folders, (trained, both)):
+        folder.mkdir()
+        registry._write_folder(folder, "small", parents | {"pretrain": weights})
+    for name in ("digests.json", "model.safetensors"):
+        assert len({(folder / "model" / name).read_bytes() for folder in folders}) == 1
+    assert not (folders[1] / "model" / "tokenizer.json").exists()
+    assert "input: pixels of visible patches" in (folders[1] / "model" / "README.md").read_text()
