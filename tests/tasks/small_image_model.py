@@ -9,7 +9,7 @@ import numpy as np
 from tasks import evidence
 from tasks.artifacts import Built, Identity, Manifest, Store, Workspace
 from tasks.results import MODEL
-from tests.tasks import handmade, made_images, small_model
+from tests.tasks import drawn_images, handmade, small_model
 
 SHAPE = (8, 12, 3)
 SIDE = 4
@@ -88,7 +88,7 @@ def evaluate(store: Store, pretrain: Manifest, nats: float) -> Manifest:
         facts = {"metrics": metrics, "rates": ["0.4"], "shards_rate": "0.4", "masked": {"0.4": 20}}
         facts |= {"test": {"digest": "a" * 64, "rows": 16}, "champion": None, "predictions": []}
         (workspace.folder / "report.json").write_text(json.dumps(facts))
-        (workspace.folder / "pictures.png").write_bytes(png(made_images.drawn(1, *SHAPE)[0]))
+        (workspace.folder / "pictures.png").write_bytes(png(drawn_images.drawn(1, *SHAPE)[0]))
         small_model.scored(workspace.folder / evidence.FILE, {MODEL: nats}, {MODEL: pretrain.digest})
         return Built({"rows": 16}, facts)
 
@@ -98,7 +98,7 @@ def evaluate(store: Store, pretrain: Manifest, nats: float) -> Manifest:
 def parents(store: Store, form: tuple[str, str] = ("payload", "tokens")) -> list[Manifest]:
     """Manifests of corpus, vocabulary, shards, pretrain and evaluate."""
     labels = [("disc", "ring")[number % 2] for number in range(20)]
-    corpus = made_images.corpus(store, made_images.drawn(20, *SHAPE), labels=labels)
+    corpus = drawn_images.corpus(store, drawn_images.drawn(20, *SHAPE), labels=labels)
     words = vocabulary(store, corpus)
     rows = handmade.shards(store, rows=16, length=LENGTH, size=SIZE)
     weights = pretrain(store, words, rows, form)

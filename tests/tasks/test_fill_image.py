@@ -29,13 +29,13 @@ from tasks.encoder import Segments
 from tasks.errors import UsageError
 from tasks.patches import standardised
 from tasks.registry import RegisterConfig
-from tests.tasks import made_images
+from tests.tasks import drawn_images
 from tests.tasks import small_image_model as small
 from tests.tasks.test_registry import calm  # noqa: F401  (a fixture)
 
 TASKS = Path(__file__).parents[2] / "tasks"
 NAMES = ["-".join(form) for form in small.FORMS]
-IMAGES = made_images.drawn(4, *small.SHAPE, seed=3)
+IMAGES = drawn_images.drawn(4, *small.SHAPE, seed=3)
 PATCHES = small.GRID[0] * small.GRID[1]
 
 
@@ -306,8 +306,8 @@ BAD = {
     "no base64": (["é" * 50], {"rate": "0.5"}, "is text, but not base64"),
     "base64 of something": ([base64.b64encode(b"GIF89a").decode()], {"rate": "0.5"}, "neither PNG nor JPEG"),
     "no bytes": ([b""], {"rate": "0.5"}, "neither PNG nor JPEG"),
-    "another size": ([made_images.drawn(1, 16, 16, 3)[0]], {"rate": "0.5"}, "has 16×16 pixels, but the model was tra"),
-    "turned": ([small.png(made_images.drawn(1, 12, 8, 3)[0])], {"rate": "0.5"}, "has 8×12 pixels, .* on 12×8"),
+    "another size": ([drawn_images.drawn(1, 16, 16, 3)[0]], {"rate": "0.5"}, "has 16×16 pixels, but the model was tra"),
+    "turned": ([small.png(drawn_images.drawn(1, 12, 8, 3)[0])], {"rate": "0.5"}, "has 8×12 pixels, .* on 12×8"),
     "a bomb": ([bomb()], {"rate": "0.5"}, "has 100000×100000 pixels, but|cannot be decoded"),
     "too many bytes": (
         [small.png(IMAGES[0]) + bytes(5 << 20)],
@@ -385,7 +385,7 @@ odd = st.recursive(
 parameters = st.none() | st.dictionaries(st.sampled_from([*fill_image.PARAMETERS, "x"]), odd, max_size=2)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(odd, max_size=3) | odd, parameters)
 def test_an_odd_request_is_answered_or_refused_and_never_breaks_anything(model, images, params):
     try:
@@ -397,7 +397,7 @@ def test_an_odd_request_is_answered_or_refused_and_never_breaks_anything(model, 
         assert len(answers) == len(images) and json.dumps(answers)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=200), st.sampled_from([fill_image.PNG, fill_image.JPEG]), st.integers(0, 69))
 def test_bytes_that_only_begin_like_an_image_are_refused(model, data, start, cut):
     for some in (start + data, small.png(BLACK)[:cut] + data):
@@ -525,6 +525,7 @@ def pyfunc(house):
     return versions.load_model("pictures", house.home)
 
 
+@pytest.mark.slow
 def test_a_model_of_images_is_registered_with_its_pictures(house):
     version = house.client.get_model_version("pictures", "1")
     assert version.tags["modality"] == "images" and version.tags["verdict"].startswith("CHAMPION: first version")
@@ -540,6 +541,7 @@ def test_a_model_of_images_is_registered_with_its_pictures(house):
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".bin"))]
 
 
+@pytest.mark.slow
 def test_the_signature_has_every_parameter_and_an_example(pyfunc):
     parameters = {it.name: it.default for it in pyfunc.metadata.get_params_schema().params}
     assert parameters == fill_image.PARAMETERS == image_front.example(None, SimpleNamespace(facts=FACTS))[1]
@@ -550,6 +552,7 @@ def test_the_signature_has_every_parameter_and_an_example(pyfunc):
 FACTS = {"payload": small.PAYLOAD}
 
 
+@pytest.mark.slow
 def test_predict_gives_the_answer_of_the_pyfunc(house, pyfunc):
     asked = {"image": small.png(IMAGES[0]), "mask": [2, 3]}
     served, answer = serving.ask(asked, None, {"top_k": 3}, house.home, "images")
@@ -557,43 +560,45 @@ def test_predict_gives_the_answer_of_the_pyfunc(house, pyfunc):
     assert answer == pyfunc.predict([asked], params={"top_k": 3})[0]
 
 
+@pytest.mark.slow
 def test_a_text_for_a_model_of_images_is_wrong_use(house):
     with pytest.raises(UsageError, match=r"pictures version 1 .* is a model of images; give it the path of a PNG"):
         serving.ask("a [MASK]", "pictures", {}, house.home)
     with pytest.raises(UsageError, match=r"^The image has 16×16 pixels, but the model was trained on 12×8"):
-        image = small.png(made_images.drawn(1, 16, 16, 3)[0])
+        image = small.png(drawn_images.drawn(1, 16, 16, 3)[0])
         serving.ask({"image": image, "mask": [1]}, "pictures", {}, house.home, "images")
 
 
-def server(kind, pyfunc, model):
-    """Ours, or what `mlflow models serve` runs."""
+def server(kind, request, model):
+    """Ours, or what `mlflow models serve` runs, and the model that it asks."""
     if kind == "maskmill serve":
-        return TestClient(application(model, {}, Limits(inputs=3, body=200_000)), "http://localhost")
+        return TestClient(application(model, {}, Limits(inputs=3, body=200_000)), "http://localhost"), model
     from mlflow.pyfunc import scoring_server
 
-    return TestClient(scoring_server.init(pyfunc))
+    pyfunc = request.getfixturevalue("pyfunc")
+    return TestClient(scoring_server.init(pyfunc)), pyfunc
 
 
-@pytest.mark.parametrize("kind", ["maskmill serve", "mlflow models serve"])
-def test_both_servers_answer_and_refuse(kind, pyfunc, model, monkeypatch):
+@pytest.mark.parametrize("kind", ["maskmill serve", pytest.param("mlflow models serve", marks=pytest.mark.slow)])
+def test_both_servers_answer_and_refuse(kind, request, model, monkeypatch):
     if kind.startswith("mlflow"):  # it leaves a mark in the environment
         monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
     text = base64.b64encode(small.png(IMAGES[0])).decode()
     asked = [{"image": text, "mask": [2]}, {"image": IMAGES[1].tolist(), "mask": [[False, True, False]] * 2}]
-    with server(kind, pyfunc, model) as client:
+    served, asks = server(kind, request, model)
+    with served as client:
         for params in ({"top_k": 2}, {"picture": "png"}, {"output": "embedding"}):
             reply = client.post("/invocations", json={"inputs": asked, "params": params})
             assert reply.status_code == 200, reply.text
-            assert reply.json() == {"predictions": pyfunc.predict(asked, params=params)}
+            assert reply.json() == {"predictions": asks.predict(asked, params=params)}
         reply = client.post("/invocations", json={"inputs": [text], "params": {"rate": "0.5"}})
         assert reply.json()["predictions"][0]["hidden"] == fill_image.drawn("0.5", 0, PATCHES)
-        for inputs, says in (
-            ([{"image": text}], "has no hidden patch"),
-            ([{"image": text, "mask": [-1]}], "patches have numbers from 0 to 5"),
-            ([[[1, 2], [3]]], "is no image"),
-            ([text[:-9]], "Image 0"),
+        for inputs, params, says in (
+            ([{"image": text}], {}, "has no hidden patch"),
+            ([{"image": text, "mask": [-1]}], {}, "patches have numbers from 0 to 5"),
+            ([[[1, 2], [3]]], {"rate": "0.5"}, "is no image"),
+            ([text[:-9]], {"rate": "0.5"}, "Image 0"),
         ):
-            params = {"rate": "0.5"} if "no hidden" not in says else {}
             reply = client.post("/invocations", json={"inputs": inputs, "params": params})
             assert reply.status_code == 400 and says in reply.json()["message"], reply.text
         if kind == "maskmill serve":
@@ -650,3 +655,22 @@ def test_of_a_model_of_two_modalities_that_of_the_vocabulary_is_registered(tmp_p
         assert len({(folder / "model" / name).read_bytes() for folder in folders}) == 1
     assert not (folders[1] / "model" / "tokenizer.json").exists()
     assert "input: pixels of visible patches" in (folders[1] / "model" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_person_sees_the_pictures_on_the_page_of_the_version(house, monkeypatch):
+    from flows import ui
+    from tests import test_browser
+
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    with test_browser.chromium() as driver:
+        started = ui.start_mlflow(house.home, ui.free_port(0))
+        try:
+            page = test_browser.Page(driver, started.wait().address)
+            page.open("models/pictures/versions/1")
+            seen = "return [...document.querySelectorAll('img')].filter(one => one.src.includes('pictures.png'))"
+            seen += ".map(one => one.naturalWidth)"
+            page.until(lambda: driver.execute_script(seen) == [small.SHAPE[1]], lambda: driver.execute_script(seen))
+        finally:
+            started.stop()
