@@ -76,7 +76,7 @@ def serve(kind: str, folder: Path, threads: int) -> None:
 
     torch.set_num_threads(threads)
     model = FillMask().open(folder) if kind == "ours" else Pipeline(folder)
-    serve_commands.warm(model)
+    model.answers(model.questions(["A [MASK]."], None))  # as serve does before the first request
     limits = answering.Limits(at_once=64 if kind == "ours" else 1)
     listener = serve_commands.listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)

@@ -39,7 +39,7 @@ IMAGES = drawn_images.drawn(4, *small.SHAPE, seed=3)
 PATCHES = small.GRID[0] * small.GRID[1]
 
 
-def folder_of(root: Path, form: tuple[str, str], noise: int = 0) -> Path:
+def folder_of(root: Path, form: tuple[str, str]) -> Path:
     """A registered model's folder, with nothing of MLflow."""
     target = root / "-".join(form)
     registry._write_folder(target, "small", dict(zip(registry.PARENTS, small.parents(Store(root / "store"), form))))
