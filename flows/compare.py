@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flows import contenders
 from flows.contenders import Contender
 from flows.recipe import Recipe
-from tasks import corpus
+from tasks import corpus, modalities
 from tasks.artifacts import Manifest, Store, digest_of, finish_unit, finished_unit
 from tasks.errors import MaskmillError, UsageError
 from tasks.evaluate_config import SETS, settings
@@ -47,6 +47,7 @@ def compare(specs: Sequence[str], recipe: Recipe, home: Path, store: Store, comm
     Raises UsageError for a model that is nowhere, or a recipe that asks nothing; what tasks raise.
     """
     models = contenders.find(specs, home, store)
+    _refuse_others(models, recipe)
     config: Any = recipe.evaluate
     asked = settings(config)
     documents, remark = _corpus(recipe, store)
@@ -69,6 +70,17 @@ def compare(specs: Sequence[str], recipe: Recipe, home: Path, store: Store, comm
         remarks=[LEFT_OUT, *([remark] if remark else []), *([READ] if documents else []), *left_out, *_unread(about)],
         commands={"Compare again": command} if command else {},
     )
+
+
+def _refuse_others(models: Sequence[Contender], recipe: Recipe) -> None:
+    """Raises UsageError for models that no evaluation set can be read to: those sets are of text."""
+    of = {f"{one.label} is a model of": modalities.held_by(one.folder) for one in models}
+    for what, modality in (of | {f"the recipe {recipe.name} is of": recipe.modality}).items():
+        if modality != modalities.TEXT:
+            raise UsageError(
+                f"{what} {modality}, and compare asks evaluation sets of text; the report of a version has its figures "
+                "beside its baselines and the champion's: maskmill run with one register.name compares them."
+            )
 
 
 def _corpus(recipe: Recipe, store: Store) -> tuple[Manifest | None, str]:

@@ -80,6 +80,7 @@ def test_from_images_to_a_registered_model_that_fills_them_in(mill: Mill) -> Non
     out = mill.folder / "filled.png"
     said = mill("predict", str(image), "--model", "images", "--mask", mask, "--out", str(out))
     assert np.asarray(Image.open(out)).shape == (12, 12, 3) and said
+    mill("compare", "images/1", str(mill.facts("pretrain")["folder"] / "model"), code=2)  # its sets are of text
 
 
 @pytest.mark.slow
