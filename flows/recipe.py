@@ -16,7 +16,9 @@ from tasks import modalities
 from tasks.corpus import CorpusConfig
 from tasks.errors import UsageError
 from tasks.evaluate_config import EvaluateConfig
+from tasks.pace import BatchWarmup, Lengths
 from tasks.pretrain_config import BesideConfig, PretrainConfig
+from tasks.rates import MaskRates
 from tasks.registry import RegisterConfig
 from tasks.remote_store import check_address
 from tasks.shards_config import ShardsConfig
@@ -72,7 +74,26 @@ class Recipe:
             check_address(self.remote)
         self.pretrain.check(self.shards.length)
         _ = self.shorter  # they are refused now, not after the corpus
+        self._check_modality()
         self._check_beside()
+
+    def _check_modality(self) -> None:
+        """What only some modalities have is refused for the others now, not after the corpus."""
+        mine, seen = modalities.MODALITIES[self.modality], (self.pretrain.input, self.pretrain.target)
+        if "payload" in seen and not mine.embedding:
+            raise UsageError(
+                f"pretrain.input is {seen[0]} and pretrain.target {seen[1]}, and {self.modality} has nothing but "
+                "tokens; use tokens for both."
+            )
+        if self.shards.policy == "block" and not mine.embedding:
+            raise UsageError(f"shards.policy is block, and tokens of {self.modality} lie in no grid; use uniform.")
+        if self.shards.policy == "whole-word":
+            modalities.groups(self.modality)
+        if seen[0] == "payload" and self.shards.corruption != "mask":
+            raise UsageError(
+                f"shards.corruption is {self.shards.corruption}, and with pretrain.input payload a hidden token shows "
+                "nothing but [MASK]; use mask."
+            )
 
     def _check_beside(self) -> None:
         size = self.pretrain.beside.batch_tokens
@@ -81,6 +102,8 @@ class Recipe:
                 f"pretrain.beside.batch_tokens is {size}, and the recipe has {'a' if self.beside else 'no'} second "
                 "modality beside the first; give both, or neither."
             )
+        if self.second and self.second.modality == self.modality:
+            raise UsageError(f"beside.modality is {self.modality}, as that of the recipe; give another one.")
         if self.second and size < self.second.shards.length:
             raise UsageError(
                 f"pretrain.beside.batch_tokens is {size}, and a row beside has {self.second.shards.length} positions; "
@@ -95,12 +118,12 @@ class Recipe:
             return None
         given = {name: getattr(second, name) for name in ("modality", *STRAND)}
         own = self.pretrain.beside
-        training = dataclasses.replace(
-            self.pretrain, beside=BesideConfig(), input=own.input, target=own.target, batch_tokens=own.batch_tokens
-        )
-        name = f"{self.register.name}-{second.modality}"
-        named = dataclasses.replace(self.register, name=name)
-        return Recipe(f"{self.name}-{second.modality}", **given, pretrain=training, register=named)
+        # its rows have one length, one number in every step, one mask rate
+        plain: dict[str, Any] = {"lengths": Lengths(), "batch_warmup": BatchWarmup(), "mask_rates": MaskRates()}
+        plain |= {"input": own.input, "target": own.target, "batch_tokens": own.batch_tokens, "beside": BesideConfig()}
+        training = dataclasses.replace(self.pretrain, **plain)
+        named = dataclasses.replace(self.register, name=f"{self.register.name}-{second.modality}")
+        return Recipe(f"{self.name}-{second.modality}", **given, pretrain=training, register=named, runner=self.runner)
 
     @property
     def alone(self) -> PretrainConfig:

@@ -57,7 +57,8 @@ def profile(recipe: Recipe, store: Store, steps: int) -> dict[str, Any]:
         made[part.name] = _make(part, made, store)
     shorter = [made[f"shards {config.length}"] for config in recipe.shorter]
     say(f"{'profile':<10}  {steps} steps of training; no weights are kept")
-    return pretrain.profile(recipe.pretrain, made["vocabulary"], made["shards"], store, steps, shorter)
+    beside = [made[name] for name in plan.parts(recipe)["pretrain"].beside]
+    return pretrain.profile(recipe.pretrain, made["vocabulary"], made["shards"], store, steps, shorter, beside)
 
 
 def _make(part: plan.Part, made: Mapping[str, Manifest], store: Store) -> Manifest:

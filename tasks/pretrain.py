@@ -153,6 +153,7 @@ def profile(
     store: Store,
     steps: int = 20,
     shorter: Sequence[Manifest] = (),
+    beside: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
     """Where the time of a training step goes: some real steps in a training process of its own; nothing is published.
 
@@ -162,7 +163,7 @@ def profile(
     store.root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".profile-", dir=store.root) as folder, open(os.devnull) as nothing:
         (scratch := Path(folder, "scratch")).mkdir()
-        job = job_of(config, vocabulary, [*shorter, shards], Path(folder), scratch, None)
+        job = job_of(config, vocabulary, [*shorter, shards], Path(folder), scratch, None, beside)
         job["config"] |= {"tokens": 0, "steps": ENDLESS, "minutes": 0.0, "stable_checkpoints": 0}
         job["config"]["compile"] = "on" if config.compile == "on" else "off"
         said = launch.train(job | {"profile": steps}, nothing.fileno(), lambda: None)

@@ -228,6 +228,25 @@ def test_settings_of_one_modality_are_unknown_to_the_other(tmp_path):
         modalities.groups("images")
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("pretrain: {input: payload}", r"pretrain\.input is payload .* text has nothing but tokens"),
+        ("shards: {policy: block}", r"shards\.policy is block, and tokens of text lie in no grid"),
+        ("modality: images\nshards: {policy: whole-word}", r"shards\.policy is whole-word, and images have no words"),
+        ('modality: images\nshards: {corruption: "80/10/10"}', r"shards\.corruption is 80/10/10, and with pretrain"),
+        (
+            "beside: {corpus: {sources: [b]}}\npretrain: {beside: {batch_tokens: 4096, input: tokens}}",
+            r"beside\.modality is text, as",
+        ),
+    ],
+)
+def test_what_a_modality_does_not_have_is_refused_when_the_recipe_is_read(tmp_path, settings, said):
+    (tmp_path / "mine.yaml").write_text(f"corpus: {{sources: [a]}}\n{settings}\n")
+    with pytest.raises(UsageError, match=said):
+        recipes.load(str(tmp_path / "mine.yaml"))
+
+
 def test_a_mixed_recipe_is_two_strands_with_one_training(tmp_path):
     (tmp_path / "mixed.yaml").write_text(
         "corpus: {sources: [a.txt]}\n"
