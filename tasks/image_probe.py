@@ -164,10 +164,10 @@ class Probe(Task):
         )
 
     def _ahead(self, truth_E: NDArray[np.int64], answers: Mapping[str, Any]) -> dict[str, Figure]:
-        """By how much the model is more accurate than the untrained encoder and the bag of codes, image by image."""
+        """By how much the model is more accurate than the untrained encoder, codes and pixels, image by image."""
         if MODEL not in answers:
             return {}
-        others = [label for label in (UNTRAINED, BAG_OF_CODES) if label in answers]
+        others = [label for label in (UNTRAINED, BAG_OF_CODES, PIXELS) if label in answers]
         return {label: apart(truth_E, answers[MODEL], answers[label]) for label in others}
 
     def _remarks(self, ahead: Mapping[str, Figure]) -> Iterator[str]:
@@ -202,7 +202,8 @@ def said(label: str, ahead: Figure) -> str:
     """A sentence about a difference of two accuracies, and its interval."""
     low, high = (0.0 if end is None else end for end in (ahead.low, ahead.high))
     verb = "beats" if low > 0 else "does not beat"
-    name = {UNTRAINED: "the untrained encoder", BAG_OF_CODES: "the bag of codes"}.get(label, name_of(label))
+    names = {UNTRAINED: "the untrained encoder", BAG_OF_CODES: "the bag of codes", PIXELS: "raw pixels"}
+    name = names.get(label, name_of(label))
     points = f"{100 * ahead.value:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
     if low > 0:
         return f"The model's probe {verb} that of {name} by {points.replace('+', '')}, image by image."

@@ -93,9 +93,11 @@ def against(figure: Figure, other: Figure, metric: Metric) -> str:
 
 
 def beats(one: Outcome, model: str, label: str) -> str:
-    """How a model stands to another label by the main metric. To the champion by their difference on the same tokens,
+    """How a model stands to another label by the main metric. By their difference on the same tokens or examples,
     which is surer, where it was measured."""
-    apart = one.details.get("difference_to_champion") if (model, label) == (MODEL, CHAMPION) else None
+    apart = one.details.get("ahead", {}).get(label) if model == MODEL else None
+    if (model, label) == (MODEL, CHAMPION):
+        apart = one.details.get("difference_to_champion", apart)
     row, metric = one.figures[one.main], one.metrics[one.main]
     if apart and None not in (apart["low"], apart["high"]):
         below = apart["high"] < 0

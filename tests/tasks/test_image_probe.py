@@ -1,5 +1,7 @@
 """What states tell of labels: from features that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,8 @@ from tasks.codebook import nearest, patches_of
 from tasks.errors import UsageError
 from tasks.image_probe import BAG_OF_CODES, PIXELS, Probe
 from tasks.image_settings import ProbeConfig
-from tasks.results import CHAMPION, MODEL, UNTRAINED, Figure
+from tasks.report_words import BETTER, EVEN, WORSE, beats
+from tasks.results import CHAMPION, MODEL, UNTRAINED, Figure, Metric, Outcome
 from tests.tasks import drawn_images, small_images
 
 CONFIG = ProbeConfig(train=120, seeds=3, neighbours=5)
@@ -165,3 +168,13 @@ def test_a_label_that_train_lacks_counts_as_wrong_and_is_named(tmp_path):
     known = np.mean([label != "odd" for one, label in enumerate(odd) if drawn_images.split_of(one) == "test"])
     assert outcome.figures["probe_accuracy"][MODEL].value == pytest.approx(known)
     assert any("No train image has the label odd" in remark for remark in outcome.remarks)
+
+
+def test_a_difference_image_by_image_is_surer_than_two_intervals_that_overlap():
+    metric = Metric("accuracy", "%", "higher", "images")
+    row = {MODEL: Figure(0.45, 526, 0.406, 0.49), BAG_OF_CODES: Figure(0.376, 526, 0.335, 0.42)}
+    one = Outcome("probe", "probe", "Labels", "accuracy", {"accuracy": metric}, {"accuracy": row})
+    assert beats(one, MODEL, BAG_OF_CODES) == EVEN
+    for low, high, how in ((0.024, 0.12, BETTER), (-0.01, 0.15, EVEN), (-0.2, -0.1, WORSE)):
+        ahead = {"ahead": {BAG_OF_CODES: vars(Figure(0.07, 526, low, high))}}
+        assert beats(replace(one, details=ahead), MODEL, BAG_OF_CODES) == how
