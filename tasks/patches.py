@@ -8,7 +8,7 @@ x_j are the P bytes of a patch: rows, columns, channels. Mean and deviation are 
 split, from the vocabulary's facts. A hidden patch's pixels are not in the batch at all (batches.py); [MASK] is BEiT's
 learned mask embedding (Bao et al. 2022, arXiv 2106.08254).
 
-Suffixes: B rows, L positions, P bytes of a patch, D width.
+Suffixes: B rows, L positions, P bytes of a patch, D width; X any number of patches, F features of a position.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PARAMETERS = ("projection.weight", "projection.bias", "rows.weight", "columns.weight")
@@ -53,8 +54,19 @@ class Embedding(nn.Module):
         """
         height, width = self.payload["grid"]
         index_BL = index_BL.clamp(0, height * width - 1)
-        place_BLD = self.rows(index_BL // width) + self.columns(index_BL % width)
-        seen_BLD = self.projection(standardised(payload_BLP, self.payload))
-        visible_BL1 = (ordinary_BL & ~hidden_BL)[..., None]
-        found = torch.where(visible_BL1, seen_BLD.to(rows_BLD.dtype), rows_BLD)
-        return found + torch.where(ordinary_BL[..., None], place_BLD, 0.0)
+        visible_BL1 = (ordinary_BL & ~hidden_BL)[..., None].float()
+        here_BL1 = ordinary_BL[..., None].float()
+        # One product instead of look-ups that are added: a twentieth of a step at 6 x 256, all of it memory traffic.
+        features_BLF = torch.cat(
+            (
+                standardised(payload_BLP, self.payload) * visible_BL1,
+                visible_BL1,
+                F.one_hot(index_BL // width, height) * here_BL1,
+                F.one_hot(index_BL % width, width) * here_BL1,
+            ),
+            dim=-1,
+        )
+        weight_FD = torch.cat(
+            (self.projection.weight.T, self.projection.bias[None], self.rows.weight, self.columns.weight)
+        )
+        return torch.addcmul((features_BLF @ weight_FD).to(rows_BLD.dtype), rows_BLD, 1 - visible_BL1)
