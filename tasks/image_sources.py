@@ -123,7 +123,10 @@ def survey(sources: Sequence[ImageSource], store_root: Path) -> list[SurveyedIma
     Raises UsageError for a source that does not exist or holds no image.
     """
     if not sources:
-        raise UsageError("corpus.sources is empty; name at least one file, folder or glob.")
+        raise UsageError(
+            "corpus.sources is empty; name at least one file, folder or glob: --source PATH, or of a second modality "
+            "--set 'beside.corpus.sources=[{uri: PATH}]'."
+        )
     memory = Memory(store_root)
     surveyed: list[SurveyedImages] = []
     names: set[str] = set()
