@@ -90,8 +90,8 @@ def test_the_stages_before_training_are_made_once_and_training_gets_them(
     assert json.loads(first.stdout) == FOUND
     for stage in ("corpus", "vocabulary", "shards"):
         assert f"{stage:<10}  made in" in first.stderr and f"{stage:<10}  reused in" in second.stderr
-    config, words, rows, store, steps, shorter = calls[0]
-    assert (config.width, words.stage, rows.stage, steps) == (16, "vocabulary", "shards", 7) and not shorter
+    config, words, rows, store, steps, shorter, beside = calls[0]
+    assert (config.width, words.stage, rows.stage, steps) == (16, "vocabulary", "shards", 7) and not shorter + beside
     assert words.digest == calls[1][1].digest and rows.digest == calls[1][2].digest
     assert sorted(path.name for path in store.root.iterdir() if store.folders(path.name)) == [
         "corpus",
