@@ -287,7 +287,8 @@ class Training:
         ranks = self.ranks
         rounds = -(-len(batches) // ranks.count)
         own = [batches[(turn * ranks.count + ranks.rank) % len(batches)] for turn in range(rounds)]
-        nlls = [float(self.loss(batch).sum_nll) for batch in own]
+        # Never compiled: of a graph without gradients inductor makes an attention of the wrong shape (torch 2.13, CPU).
+        nlls = [float(self.loss_of(self.objective, batch).sum_nll) for batch in own]
         by_turn = [nll for turn in zip(*ranks.numbers(*nlls), strict=True) for nll in turn][: len(batches)]
         masked = sum(batch.count for batch in batches)
         return math.fsum(by_turn) / masked if masked else math.nan

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -507,3 +508,19 @@ def test_the_key_of_a_run_without_a_fork_is_what_it_has_always_been():
     assert identity(growing, "v", "s", ["a", "b"]).key == "feb802fb598c6d3b299f5339f837fd9d"
     exact = replace(config, reduction="exact", micro_tokens=0, devices="2", restarts=7)
     assert identity(exact, "v", "s").key == "aafa14055be959b2af7af70121daed7b"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_looks_at_the_validation_split_and_comes_to_its_end(tmp_path):
+    losses = []
+    for compiled in ("off", "on"):
+        store = Store(tmp_path / compiled)
+        config = replace(TINY, compile=compiled, dtype="float32", validation_every=2)
+        made, _ = pretrain(config, handmade.vocabulary(store), handmade.shards(store), store)
+        assert made.facts["chosen"]["compiled"] == (compiled == "on")
+        points = [json.loads(line) for line in made.path("curve.jsonl").read_text().splitlines()]
+        losses.append(
+            [one["validation/masked_cross_entropy"] for one in points if "validation/masked_cross_entropy" in one]
+        )
+    assert len(losses[0]) > 1 and losses[0] == pytest.approx(losses[1], abs=0.02)
