@@ -590,7 +590,7 @@ def test_real_text_fills_99_percent(tmp_path):
     real, _ = ingest(CorpusConfig((Source(str(folder)),), workers=1), store)
     learnt, _ = vocabulary(VocabularyConfig(size=32000, sample_bytes=10_000_000), real, store)
     for length in (128, 512, 1024):
-        for method in packing.METHODS:
+        for method in ("best-fit", "in-order"):
             filled, _ = shards(ShardsConfig(length=length, packing=method), real, learnt, store)
             assert filled.facts["fill_rate"] >= 0.99, (length, method)
             counts = filled.counts
