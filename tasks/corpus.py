@@ -38,7 +38,7 @@ from .packs import Manner, Reading
 from .parallel import Pool, in_order, processes
 from .progress import Bar, progress, say
 from .quarantine import lines
-from .selection import SPLITS, Decided, Selection
+from .selection import SPLITS, Decided, Selection, shares_of
 from .sources import Source, Surveyed, survey
 from .streams import Item, Limits
 from .units import read_unit, units
@@ -88,7 +88,7 @@ def identity(config: CorpusConfig, store_root: Path) -> Identity:
 
     Raises UsageError for a source that does not exist or a share that is none.
     """
-    _fractions(config)
+    shares_of(config)
     return _identity(config, survey(config.sources, store_root), _survey_evaluation(config, store_root))
 
 
@@ -123,7 +123,7 @@ def corpus(config: CorpusConfig, store: Store, pool: Pool | None = None) -> tupl
     Raises UsageError when a source does not exist, nothing is left, or a split would be empty; DataError when too much
     of a source is damaged, the books do not balance, or a file changes while it is read.
     """
-    _fractions(config)
+    shares_of(config)
     surveyed = survey(config.sources, store.root)
     evaluation = _survey_evaluation(config, store.root)
     this = _identity(config, surveyed, evaluation)
@@ -137,24 +137,6 @@ def corpus(config: CorpusConfig, store: Store, pool: Pool | None = None) -> tupl
     if reused:
         _tell(surveyed, manifest.facts["books"], manifest.folder)
     return manifest, reused
-
-
-def _fractions(config: CorpusConfig) -> tuple[Fraction, Fraction]:
-    shares = []
-    for name in ("validation", "test", "max_bad_fraction"):
-        value = getattr(config, name)
-        try:
-            share = Fraction(value)
-        except (ValueError, ZeroDivisionError):
-            raise UsageError(f"corpus.{name} is {value!r}; write a share such as 0.05 or 1/20.") from None
-        if not 0 <= share <= 1 or (share == 1 and name != "max_bad_fraction"):
-            raise UsageError(f"corpus.{name} is {value}; it must be at least 0 and below 1.")
-        shares.append(share)
-    if shares[0] + shares[1] >= 1:
-        raise UsageError(
-            f"corpus.validation + corpus.test = {shares[0] + shares[1]} leaves nothing to train on; lower one."
-        )
-    return shares[0], shares[1]
 
 
 # The stage
@@ -193,7 +175,7 @@ class _Making:
             manner, probe = self._manner()
             selection = self._read(pool, manner)
             self._refuse_bad(selection)
-            near, shares = self.config.near_duplicates, _fractions(self.config)
+            near, shares = self.config.near_duplicates, shares_of(self.config)
             decided = selection.decide(shares, near, bool(manner.probe), self.config.memory_bytes)
             counts = self._write(pool, decided)
             return self._account(decided, counts, probe, final)

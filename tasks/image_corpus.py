@@ -43,7 +43,7 @@ from .image_streams import Picture
 from .image_units import Manner, ids_of, read_unit, units
 from .parallel import Pool, in_order, processes
 from .progress import progress, say
-from .selection import SPLITS, splits_of
+from .selection import SPLITS, shares_of, splits_of
 
 STAGE = "corpus"
 VERSION = 1
@@ -102,7 +102,7 @@ def identity(config: ImageCorpusConfig, store_root: Path) -> Identity:
 
     Raises UsageError for a source that does not exist, a share that is none, or where Pillow is missing.
     """
-    _fractions(config)
+    shares_of(config)
     return _identity(config, survey(config.sources, store_root))
 
 
@@ -128,7 +128,7 @@ def corpus(config: ImageCorpusConfig, store: Store, pool: Pool | None = None) ->
     Raises UsageError when a source does not exist, nothing is left, or a split would be empty; DataError when too much
     of a source is damaged, labels do not fit, the books do not balance, or a file changes while it is read.
     """
-    _fractions(config)
+    shares_of(config)
     surveyed = survey(config.sources, store.root)
     this = _identity(config, surveyed)
 
@@ -140,24 +140,6 @@ def corpus(config: ImageCorpusConfig, store: Store, pool: Pool | None = None) ->
     if reused:
         tell(surveyed, manifest.facts["books"], manifest.folder, {})
     return manifest, reused
-
-
-def _fractions(config: ImageCorpusConfig) -> tuple[Fraction, Fraction]:
-    shares = []
-    for name in ("validation", "test", "max_bad_fraction"):
-        value = getattr(config, name)
-        try:
-            share = Fraction(value)
-        except (ValueError, ZeroDivisionError):
-            raise UsageError(f"corpus.{name} is {value!r}; write a share such as 0.05 or 1/20.") from None
-        if not 0 <= share <= 1 or (share == 1 and name != "max_bad_fraction"):
-            raise UsageError(f"corpus.{name} is {value}; it must be at least 0 and below 1.")
-        shares.append(share)
-    if shares[0] + shares[1] >= 1:
-        raise UsageError(
-            f"corpus.validation + corpus.test = {shares[0] + shares[1]} leaves nothing to train on; lower one."
-        )
-    return shares[0], shares[1]
 
 
 # The stage
@@ -278,7 +260,7 @@ class _Making:
         """Writes the documents; what each part says of itself."""
         scratch = self.work.scratch
         save_array(scratch / "verdict.npy", verdict)
-        save_array(scratch / "split.npy", splits_of(ids, *_fractions(self.config)))
+        save_array(scratch / "split.npy", splits_of(ids, *shares_of(self.config)))
         names, told = [], []
         work = partial(image_merging.write_part, scratch=scratch, shape=shape)
         parts = image_merging.parts([(unit, rows) for _, unit, rows in self.rows], verdict, shape)

@@ -37,7 +37,7 @@ class Modality:
     tokens: str
     """Module that encodes documents for the shards: `settle`, `open_encoder`."""
     agenda: str
-    """Module of how that is asked: see agenda.py."""
+    """Module of what an evaluation asks of a model, and how: see agenda.py."""
     files: tuple[str, ...]
     """Of the vocabulary: what a model needs beside its weights; the first is what documents are encoded by."""
     embedding: str = ""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from . import duplicates, packs
 from .books import Books
+from .errors import UsageError
 from .minhash import NearDuplicates
 from .sources import Surveyed
 
@@ -66,6 +67,28 @@ def times_taken(ids: NDArray[np.uint64], weight: Fraction) -> NDArray[np.int64]:
     hashed = (ids[:, 1] ^ (ids[:, 1] >> np.uint64(32))) * _MIX
     more = hashed ^ (hashed >> np.uint64(29)) < np.uint64(_threshold(Fraction(part)))
     return int(whole) + more.astype(np.int64)
+
+
+def shares_of(config: Any) -> tuple[Fraction, Fraction]:
+    """The shares of validation and test in the settings of a corpus, exact.
+
+    Raises UsageError for a share that is none, or shares that leave nothing to train on.
+    """
+    shares = []
+    for name in ("validation", "test", "max_bad_fraction"):
+        value = getattr(config, name)
+        try:
+            share = Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            raise UsageError(f"corpus.{name} is {value!r}; write a share such as 0.05 or 1/20.") from None
+        if not 0 <= share <= 1 or (share == 1 and name != "max_bad_fraction"):
+            raise UsageError(f"corpus.{name} is {value}; it must be at least 0 and below 1.")
+        shares.append(share)
+    if shares[0] + shares[1] >= 1:
+        raise UsageError(
+            f"corpus.validation + corpus.test = {shares[0] + shares[1]} leaves nothing to train on; lower one."
+        )
+    return shares[0], shares[1]
 
 
 @dataclass

@@ -74,9 +74,8 @@ class Strand:
         found = training_batch(self.reader, step * self.rows, self.rows, seed, part=part, parts=parts)
         return replace(found, strand=self.number)
 
-    def flops(self, step: int, seed: int) -> int:
-        """Operations of a step of a second strand."""
-        lengths_S = self.lengths_of(step, seed)
+    def flops(self, lengths_S: NDArray[np.int64]) -> int:
+        """Operations of a step of a second strand that has these segments."""
         return flops.step_flops(self.sizes, lengths_S, hidden_in(lengths_S, self.reader.rate)).total
 
     def given(self, batch: Batch, where: device) -> tuple[Any, ...]:

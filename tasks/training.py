@@ -206,7 +206,8 @@ class Training:
             slots = self.timeline.pace.mask_rates.highest(reader.rate)
             lengths_S = segments_of_step(reader, take.first, take.rows, seed)
             count, tokens = hidden_in(lengths_S, rate), int((lengths_S - SPECIALS).sum())
-            counts = [count, *(hidden_in(one.lengths_of(self.step, seed), one.reader.rate) for one in self.strands[1:])]
+            beside = [(one, one.lengths_of(self.step, seed)) for one in self.strands[1:]]
+            counts = [count, *(hidden_in(lengths, one.reader.rate) for one, lengths in beside)]
 
         def batches_of(part: int, parts: int) -> list[Batch]:
             self.batch = training_batch(
@@ -224,7 +225,7 @@ class Training:
         self.step += 1
         self.tokens += tokens
         needed = flops.step_flops(self.sizes, lengths_S, count).total
-        needed += sum(one.flops(self.step, seed) for one in self.strands[1:])
+        needed += sum(one.flops(lengths) for one, lengths in beside)
         self.points.add(sums, counts if went else [0] * len(counts), needed)
         return norm
 
