@@ -1,0 +1,124 @@
+"""F1 to F4: a fault at each system call of each stage that changes something (shim.c).
+
+F1  the power goes: SIGKILL of everything before the call, and after it; or of the one process that makes it
+F2  torn write: half of it, then the power goes
+F3  ENOSPC, EIO, EFBIG, once and from there on
+F4  short writes and EINTR: none of anybody's business
+
+After each fault whatever has a final name must be whole. Then the same stages run again and must end in the artifacts
+of an undisturbed run, without making a finished unit twice, and leave no temporary file.
+"""
+
+import errno
+import re
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.faults import injector, mill, stand
+from tests.faults.injector import Order
+from tests.faults.stand import Done, Stand
+from tests.faults.trial import Failed, Outcome, Trial
+
+COST = {"corpus": 0.8, "vocabulary": 1.0, "shards": 1.2, "pretrain": 2.5, "evaluate": 2.0, "register": 5.0}
+"""Seconds of a trial: copying a home, a stage, looking at it, the stage again."""
+SHOTS = (
+    ("F1", Order("kill")),
+    ("F1", Order("kill after")),
+    ("F1", Order("kill one")),
+    ("F2", Order("tear")),
+    ("F3", Order("fail", error=errno.ENOSPC)),
+    ("F3", Order("fail", error=errno.ENOSPC, persistent=True)),
+    ("F3", Order("fail", error=errno.EIO)),
+    ("F3", Order("fail", error=errno.EIO, persistent=True)),
+    ("F3", Order("fail", error=errno.EFBIG, persistent=True)),
+    ("F4", Order("short", persistent=True)),
+    ("F4", Order("fail", error=errno.EINTR)),
+)
+DOCUMENTED = {errno.ENOSPC: (74,), errno.EFBIG: (74,), errno.EIO: (74,)}
+"""Exit statuses; 0 where the run could do without what failed."""
+REGISTER_EVERY = 8
+"""register: MLflow's database makes a few thousand writes; each so manieth."""
+REAL_EVERY = 10
+"""pretrain: each so manieth trial starts the training process as it is, imports and all."""
+
+
+def trials() -> list[Trial]:
+    """All of them. Needs a stand in this thread, which counts the calls."""
+    found = []
+    for stage, number in stand.here().calls.items():
+        every = REGISTER_EVERY if stage == "register" else 1
+        for at in range(1, number + 1):
+            for shift, (family, shot) in enumerate(SHOTS):
+                if (at + shift) % every:
+                    continue
+                order = Order(shot.action, at, shot.error, shot.persistent)
+                real = stage == "pretrain" and (at + shift) % REAL_EVERY == 0
+                run = partial(_run, stage=stage, order=order, real=real)
+                cost = COST[stage] + (8 if real else 0)
+                found.append(Trial(family, stage, f"{order}{', real' if real else ''}", cost, run))
+    return found
+
+
+def _run(_: Path, stage: str, order: Order, real: bool = False, mutant: str | None = None) -> Outcome:
+    there = stand.here()
+    there.before(stage)
+    started = time.time()
+    first = there.run(stage, order, real=real, mutant=mutant)
+    ended = started + first.seconds
+    units, untouched = mill.units(there.home), first.seen is not None and not first.seen.hits
+    lost = ended - max([started, *(Path(unit).stat().st_mtime for unit in units)])
+    check(there, stage, order, first)
+    if first.status == 0:
+        same(there, stage, first)
+        return Outcome("withstood", note="not reached" if untouched else "")
+    again(there, stage, units, real, mutant)
+    return Outcome("recovered", max(lost, 0.0))
+
+
+def check(there: Stand, stage: str, order: Order, first: Done) -> None:
+    """Did it end as documented, and is all whole that has a final name?"""
+    if findings := mill.broken(there.home):
+        raise Failed("silent", f"after {order}: {findings}")
+    if order.action == "fail" and order.error in DOCUMENTED:
+        if first.status not in (0, *DOCUMENTED[order.error]):
+            raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
+        if first.status and not re.search(r"Error: .*(/|memory).*", first.said):
+            raise Failed("undocumented", f"names no file: {first.said[-800:]}")
+        if found := mill.litter(there.home, partial=False):
+            raise Failed("litter", str(found))
+    elif order.action in ("short", "fail"):
+        if first.status:
+            raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
+    elif order.action == "kill one" and first.status not in (0, -9, 75):
+        raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
+    elif order.action != "kill one" and first.status not in (0, -9, *([75] if stage == "pretrain" else [])):
+        raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
+    if "Traceback" in first.said and order.action != "kill one":
+        raise Failed("undocumented", first.said[-1500:])
+
+
+def again(there: Stand, stage: str, units: set[str], real: bool = False, mutant: str | None = None) -> None:
+    """The same command; ends in the same artifacts, from what was finished."""
+    second = there.run(stage, Order(log=1), real=real, mutant=mutant)
+    same(there, stage, second)
+    assert second.order
+    twice = {call.second for call in injector.calls(second.order) if call.operation == "rename"} & units
+    if twice:
+        raise Failed("lost", f"made again: {sorted(twice)}")
+
+
+def same(there: Stand, stage: str, done: Done) -> None:
+    """Is this the end of an undisturbed run?"""
+    if done.status:
+        raise Failed("different", f"the same command ended with status {done.status}: {done.said[-1500:]}")
+    expected: dict[str, Any] = there.reference["digests"]
+    if differing := {name for name, digest in done.answer.items() if digest != expected[name]}:
+        raise Failed("different", f"other digests: {sorted(differing)}")
+    if found := mill.litter(there.home):
+        raise Failed("litter", str(found))
+    if findings := mill.broken(there.home):
+        raise Failed("silent", str(findings))
+    if stage == "register" and (found := there.look()["versions"]) != there.reference["versions"]:
+        raise Failed("different", f"versions: {found}")
