@@ -14,8 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows import environment
-from tasks.artifacts import NO_SPACE
-from tasks.errors import EXIT_CODES, DiskFullError, InterruptedRun, MaskmillError, UsageError
+from tasks.errors import EXIT_CODES, InterruptedRun, MaskmillError, UsageError, of_disk
 from tasks.progress import say
 
 AGAIN = "Stopped. Run the same command again: it goes on from where it was."
@@ -51,8 +50,8 @@ def explained() -> Iterator[None]:
 
 def _said_by_the_system(error: OSError) -> MaskmillError | None:
     """A full disk, or a folder that may not be written to, as one of our errors; None for anything else."""
-    if error.errno in NO_SPACE:
-        return DiskFullError(f"No space left for {error.filename or 'what is being made'}; free some and run again.")
+    if told := of_disk(error, environment.home()):
+        return told
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         why = os.strerror(error.errno)
         return UsageError(f"{error.filename}: {why}; set MASKMILL_HOME to a folder that can be written to.")

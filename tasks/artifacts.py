@@ -13,7 +13,6 @@ A store may have a remote (remote_store.py), which machines share: what is not h
 made, and what is made, or only here, is pushed. What is here and whole is used as it is.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, DiskFullError, HeldError, MemoryExhausted, UnreachableError
+from .errors import NO_SPACE, DataError, HeldError, MemoryExhausted, UnreachableError, of_disk
 from .manifests import (
     DAMAGED,
     MANIFEST,
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANIFEST",
+    "NO_SPACE",
     "SCRATCH",
     "Built",
     "FileEntry",
@@ -79,7 +79,6 @@ __all__ = [
     "write_atomic",
 ]
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STAYS = {"register"}
 """Stages whose artifacts do not go to a remote: copied together in seconds from what does, and MLflow keeps them."""
 
@@ -360,14 +359,13 @@ def _explained(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        where = error.filename or root
-        raise DiskFullError(f"No space left for {where}; free some and run again: finished work is kept.") from error
+        if told := of_disk(error, root):
+            raise told from error
+        raise
     except (MemoryError, RuntimeError) as error:
         # torch reports a failed allocation as a RuntimeError or, on a device, a kind of its own
-        told = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-        if isinstance(error, RuntimeError) and not told:
+        memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not memory:
             raise
         raise MemoryExhausted("Out of memory; run again with smaller batches or on a larger machine.") from error
 

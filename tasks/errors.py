@@ -4,6 +4,8 @@ Every message is one sentence: what is wrong, where (file, line, key), what to d
 The numbers follow sysexits.h where it has a fitting one (65, 69, 71, 73, 74, 75), and timeout(1) for 124.
 """
 
+import errno
+import os
 import re
 
 
@@ -43,10 +45,14 @@ class HeldError(MaskmillError):
     exit_code = 73
 
 
-class DiskFullError(MaskmillError):
-    """No space left where an artifact is being written."""
+class DiskError(MaskmillError):
+    """A disk that fails."""
 
     exit_code = 74
+
+
+class DiskFullError(DiskError):
+    """No space left where an artifact is being written."""
 
 
 class InterruptedRun(MaskmillError):
@@ -75,11 +81,33 @@ EXIT_CODES = {
     69: "unreachable, try again later",
     71: "out of memory",
     73: "held by another run",
-    74: "disk full",
+    74: "disk full or failing",
     75: "interrupted, run it again",
     78: "numeric failure",
     124: "a stage took longer than its timeout",
 }
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FAILING = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EUCLEAN, errno.EBADMSG)
+"""What a disk, or the server of a file system, says when it fails."""
+
+
+def of_disk(error: BaseException, where: object, kept: str = "finished work is kept") -> DiskError | None:
+    """What the system says of a disk as one of our errors; None for anything else.
+
+    where       the file, where the system does not name it
+    kept        what is not lost
+    """
+    if not isinstance(error, OSError):
+        return None
+    where = error.filename or where
+    if error.errno in NO_SPACE:
+        return DiskFullError(f"No space left for {where}; free some and run again: {kept}.")
+    if error.errno in FAILING:
+        why = os.strerror(error.errno)
+        return DiskError(f"The disk fails at {where} ({why}); look after it and run again: {kept}.")
+    return None
 
 
 HIDDEN = "?…"

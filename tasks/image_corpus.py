@@ -158,8 +158,8 @@ class _Making:
         """Source, unit and its number of images."""
 
     def make(self, pool: Pool | None, final: Path) -> Built:
-        for stale in self.work.folder.glob("documents-*.parquet"):  # of a run that was killed here
-            stale.unlink()
+        for moved in self.work.folder.glob("documents-*.parquet"):  # of a run that was killed here
+            moved.replace(self.work.scratch / moved.name.replace("documents", "part"))
         with ExitStack() as stack:
             workers = self._workers()
             if pool is None or not workers:  # to start a cluster would take longer than the work

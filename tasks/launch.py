@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from .artifacts import canonical, write_atomic
-from .errors import InterruptedRun, MaskmillError, UsageError
+from .errors import DiskError, InterruptedRun, MaskmillError, UsageError
 from .progress import say
 
 JOB, OUTCOME = "job.json", "outcome.json"
@@ -134,7 +134,7 @@ def outcome(scratch: Path, returned: int) -> dict[str, Any]:
     if not said and returned > 0 and (scratch / STOP).exists():  # torchrun, before its ranks could say anything
         raise InterruptedRun("pretrain: stopped by a signal while it started; run again to go on from where it was.")
     if said.get("status") != 0:
-        raise error_of(said.get("status", returned), said.get("message"), kept(scratch))
+        raise error_of(said.get("status", returned), said.get("message"), kept(scratch), scratch)
     return dict(said)
 
 
@@ -144,10 +144,13 @@ def kept(scratch: Path) -> str:
     return f"the checkpoint after step {int(receipts[-1].stem[5:])}" if receipts else "its beginning"
 
 
-def error_of(status: int, message: str | None, kept: str = "the last checkpoint") -> MaskmillError:
+def error_of(
+    status: int, message: str | None, kept: str = "the last checkpoint", scratch: Path = Path()
+) -> MaskmillError:
     """The error that an exit status, or minus the number of a signal, stands for.
 
-    kept    what the same command goes on from
+    kept        what the same command goes on from
+    scratch     where it worked
     """
     if -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # heard too early: no handler yet
         memory = " (by hand, or by the kernel for want of memory: then lower pretrain.micro_tokens)"
@@ -157,6 +160,8 @@ def error_of(status: int, message: str | None, kept: str = "the last checkpoint"
         )
     kinds = {kind.exit_code: kind for kind in MaskmillError.__subclasses__()}
     how = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
+    if status == DiskError.exit_code and not message:  # no room, or no disk, for what it had to say
+        how += f" (disk full or failing) at {scratch}"
     explained = message or f"pretrain: the training process {how}; run again to go on from {kept}."
     return kinds.get(status, MaskmillError)(explained)
 

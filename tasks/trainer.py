@@ -4,8 +4,8 @@ SIGTERM, SIGINT or SIGUSR1 to any rank: all finish the step, write a checkpoint,
 seconds later: exit at once. How it ended stands in outcome.json beside the job, whatever torchrun makes of the exit
 status:
 
-    status 0 done, 1 a bug, 65 damaged data, 71 out of memory, 74 disk full, 75 stopped by a signal (run again), 78 not
-    finite
+    status 0 done, 1 a bug, 65 damaged data, 71 out of memory, 74 disk full or failing, 75 stopped by a signal (run
+    again), 78 not finite
 
 Several ranks wait for each other, so one that fails must be gone at once: it leaves the outcome and exits with its
 status, without the interpreter's own end, which may wait for a device or a peer. torchrun then stops the others (those
@@ -26,8 +26,8 @@ from types import FrameType
 from typing import Any
 
 from . import elastic, progress
-from .artifacts import NO_SPACE, canonical, write_atomic
-from .errors import DiskFullError, InterruptedRun, MaskmillError, MemoryExhausted
+from .artifacts import canonical, write_atomic
+from .errors import InterruptedRun, MaskmillError, MemoryExhausted, of_disk
 from .launch import OUTCOME, STOP, kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -87,7 +87,7 @@ def main(path: Path) -> int:
         try:
             write_atomic(outcome, canonical({**said, "status": status}))
         except OSError as error:  # a full disk: the status alone must do
-            status = status or (DiskFullError.exit_code if error.errno in NO_SPACE else MaskmillError.exit_code)
+            status = status or (of_disk(error, outcome) or MaskmillError()).exit_code
     if several and status not in (0, InterruptedRun.exit_code):
         return _leave_at_once(status)
     return 0 if several else status
@@ -176,9 +176,8 @@ def _explained(error: Exception) -> MaskmillError | None:
     """The error with a documented exit status that stands for what torch and the system say; None for a bug."""
     if isinstance(error, MaskmillError):
         return error
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        where = error.filename or "a checkpoint"
-        return DiskFullError(f"pretrain: no space left for {where}; free some and run again: finished steps are kept.")
+    if told := of_disk(error, "a checkpoint", "finished steps are kept"):
+        return told
     # torch reports a failed host allocation as a plain RuntimeError, a device's as OutOfMemoryError
     said_so = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or said_so:

@@ -13,7 +13,7 @@ def main() -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--minutes", type=float, help="about so long, a seeded choice (default: everything)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", default=[], metavar="BEGINNING", help="of a trial's name; repeatable")
+    parser.add_argument("--only", action="append", default=[], metavar="START", help="of a name; repeatable")
     parser.add_argument("--modules", nargs="*", default=list(campaign.MODULES), help="files with trials")
     parser.add_argument("--workers", type=int, default=1, help="trials at the same time")
     parser.add_argument("--list", action="store_true", help="name the trials, run none")

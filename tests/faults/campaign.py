@@ -1,8 +1,8 @@
 """Plans trials, runs them, and says what came of them.
 
-    python -m tests.faults                              everything, for hours
-    python -m tests.faults --minutes 8 --seed 3         a seeded choice that takes about so long
-    python -m tests.faults --only 'F3 shards fail'      what begins so
+python -m tests.faults                              everything, for hours
+python -m tests.faults --minutes 8 --seed 3         a seeded choice that takes about so long
+python -m tests.faults --only 'F3 shards fail'      what begins so
 """
 
 import json
@@ -76,8 +76,10 @@ class Report:
         return rows
 
     def page(self) -> dict[str, Any]:
-        named = {name: {"injected": one.injected, "lost": one.lost, **one.verdicts} for name, one in self.families.items()}
-        return {"families": named, "failures": self.failures, "seconds": self.seconds}
+        families = {
+            name: {"injected": one.injected, "lost": one.lost, **one.verdicts} for name, one in self.families.items()
+        }
+        return {"families": families, "failures": self.failures, "seconds": self.seconds}
 
 
 def planned(modules: Sequence[str] = MODULES) -> list[Trial]:

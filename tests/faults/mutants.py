@@ -4,6 +4,7 @@ Each is put into the process of a trial (and not into the processes that this st
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ def without_fsync() -> None:
 
 def _importers(name: str) -> list[Any]:
     """Modules that hold a function under that name."""
-    import sys
-
-    return [module for module in list(sys.modules.values()) if module.__name__.startswith("tasks") and hasattr(module, name)]
+    ours = [module for name, module in sys.modules.items() if name.startswith("tasks")]
+    return [module for module in ours if hasattr(module, name)]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -50,9 +50,8 @@ class Stand:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
         kept |= {"LD_PRELOAD": str(injector.compiled(folder)), "OMP_NUM_THREADS": "1", "FAULTS_CONTROL": ""}
         kept |= {"MASKMILL_HOME": str(self.home), "TMPDIR": str(folder)}
-        self._zygote = subprocess.Popen(
-            words, cwd=ROOT, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._zygote = subprocess.Popen(words, cwd=ROOT, env=kept, text=True, **pipes)
         self._number = 0
         self._answer()
 
@@ -75,8 +74,8 @@ class Stand:
         if order and path:
             path.with_suffix(".log").unlink(missing_ok=True)
             injector.write_order(path, self.home, order)
-        known = {name: more.pop(name) for name in ("mutant", "real", "file_bytes") if name in more}
-        request = {"call": call, "arguments": {"home": str(self.home), **more}, "said": str(said), "limit": limit, **known}
+        request = {name: more.pop(name) for name in ("mutant", "real", "file_bytes") if name in more}
+        request |= {"call": call, "arguments": {"home": str(self.home), **more}, "said": str(said), "limit": limit}
         assert self._zygote.stdin
         self._zygote.stdin.write(json.dumps(request | {"order": str(path) if path else None}) + "\n")
         self._zygote.stdin.flush()
@@ -132,15 +131,16 @@ class Stand:
         return found[0]
 
     @cached_property
-    def calls(self) -> dict[str, int]:
-        """How many system calls each stage makes."""
-        numbers = {}
+    def calls(self) -> dict[str, list[str]]:
+        """The system calls that each stage makes: operations in their order."""
+        found = {}
         for stage in mill.STAGES:
             self.before(stage)
-            done = self.run(stage, Order())
-            assert done.status == 0 and done.seen
-            numbers[stage] = done.seen.calls
-        return numbers
+            done = self.run(stage, Order(log=1))
+            assert done.status == 0 and done.order and done.seen
+            found[stage] = [call.operation for call in injector.calls(done.order)]
+            assert len(found[stage]) == done.seen.calls
+        return found
 
 
 def here(folder: Path | None = None) -> Stand:
