@@ -305,11 +305,13 @@ class Store:
         """Puts a sealed folder into its place; what was there, or was not finished, goes."""
         folder = self.folder(identity)
         self._sweep(identity)
-        self._put_away(identity, ready / SCRATCH, folder)
-        os.rename(ready, folder)
-        fsync(folder.parent)
-        self._put_away(identity, self.partial(identity), self.arriving(identity))
-        self._sweep(identity)
+        try:
+            self._put_away(identity, ready / SCRATCH, folder)
+            os.rename(ready, folder)
+            fsync(folder.parent)
+            self._put_away(identity, self.partial(identity), self.arriving(identity))
+        finally:
+            self._sweep(identity)
 
     def _put_away(self, identity: Identity, *paths: Path) -> None:
         for path in paths:

@@ -93,7 +93,8 @@ def check(there: Stand, stage: str, order: Order, first: Done) -> None:
             raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
         if first.status and not re.search(r"Error: .*(/|memory).*", first.said):
             raise Failed("undocumented", f"names no file: {first.said[-800:]}")
-        if found := mill.litter(there.home, partial=False):
+        lasting = order.persistent and order.error == errno.EIO  # then nothing can be removed either
+        if not lasting and (found := mill.litter(there.home, partial=False)):
             raise Failed("litter", str(found))
     elif order.action in ("short", "fail"):
         if first.status:

@@ -22,7 +22,7 @@ from typing import Any
 from tests.faults import stand
 from tests.faults.trial import Failed, Outcome, Trial
 
-MODULES = ("calls",)
+MODULES = ("calls", "power", "damage")
 """The families of trials."""
 SHARE = 0.75
 """Of the given time that the costs of the chosen trials may add up to: the stands take the rest."""
@@ -140,8 +140,12 @@ def run(
             elif done % 50 == 0:
                 tell(f"{done:,} of {len(trials):,} after {(time.monotonic() - started) / 60:.1f} min")
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, enumerate(trials)))
+    if workers == 1:  # in this thread, which has a stand
+        for numbered in enumerate(trials):
+            one(numbered)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(one, enumerate(trials)))
     report.seconds = time.monotonic() - started
     return report
 

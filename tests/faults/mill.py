@@ -90,6 +90,11 @@ def broken(home: Path) -> list[str]:
     return findings
 
 
+def on_disk(home: Path, stage: str) -> list[str]:
+    """Digests of the stage's artifacts."""
+    return [artifacts.load(folder).digest for folder in Store(home / "store").folders(stage)]
+
+
 def litter(home: Path, partial: bool = True) -> list[str]:
     """Temporary names in the home. partial: also what a stopped stage goes on from."""
     found = []
@@ -110,16 +115,21 @@ def digests(made: dict[str, Manifest]) -> dict[str, str]:
 
 
 def versions(home: Path) -> list[dict[str, Any]]:
-    """What the registry says: the tags of each version, its aliases."""
-    from tasks import tracking
+    """What the registry says: the tags of each version, its aliases, and whether it loads."""
+    from tasks import serving, tracking
 
     settle(home)
     client = tracking.connect(home)
-    found = []
+    found: list[dict[str, Any]] = []
     for version in client.search_model_versions("name='tiny'"):
         aliases = client.get_model_version("tiny", version.version).aliases
         tags = {name: version.tags.get(name, "") for name in ("weights", "settled", *STAGES[:5])}
-        found.append({"version": int(version.version), "aliases": sorted(aliases), **tags})
+        try:
+            serving.load(f"tiny/{version.version}", home)
+            whole = True
+        except Exception as error:
+            whole = f"{type(error).__name__}: {error}"
+        found.append({"version": int(version.version), "aliases": sorted(aliases), "loads": whole, **tags})
     return sorted(found, key=lambda one: one["version"])
 
 

@@ -53,6 +53,10 @@ class Stand:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._zygote = subprocess.Popen(words, cwd=ROOT, env=kept, text=True, **pipes)
         self._number = 0
+        self.recorded: dict[str, list[injector.Call]] = {}
+        """Calls of a stage with their data (power.py)."""
+        self.states: set[str] = set()
+        """Digests of the homes that were gone on from."""
         self._answer()
 
     def _answer(self) -> dict[str, Any]:

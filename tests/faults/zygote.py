@@ -26,7 +26,7 @@ from typing import Any
 
 import typer
 
-from flows import terminal
+from flows import terminal, verify
 from tasks import launch
 from tests.faults import injector, mill, mutants
 
@@ -70,7 +70,15 @@ def connect(home: str) -> None:
     tracking.connect(Path(home))
 
 
-CALLS = {"run": run, "look": look, "connect": connect}
+def check(home: str) -> Any:
+    """`maskmill verify`: its findings."""
+    from tasks.artifacts import Store
+
+    mill.settle(Path(home))
+    return verify.verify(Store(Path(home, "store"))).findings
+
+
+CALLS = {"run": run, "look": look, "connect": connect, "verify": check}
 
 
 def work(request: dict[str, Any]) -> int:
