@@ -1,4 +1,5 @@
-"""Checks everything again: every byte of every artifact, and every stored mask against the sampler that drew it."""
+"""Checks everything again: every byte of every artifact and of what was registered on this machine, and every stored
+mask against the sampler that drew it."""
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -6,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.parts import INPUTS
-from tasks import artifacts, shards
+from tasks import artifacts, copies, registry, shards
 from tasks.artifacts import Store
 from tasks.errors import DataError, UsageError
 from tasks.progress import progress
@@ -58,6 +59,9 @@ def _findings(stage: str, folder: Path, report: Report) -> list[str]:
             report.notes.append(f"{folder}: its masks are of version {manifest.identity.version}; not drawn again")
         elif stage == shards.STAGE:
             findings += shards.verify_masks(manifest)
+        elif stage == registry.STAGE:
+            paths = copies.damaged(manifest, whole=True)
+            findings += [f"{path}: its bytes are not those that were registered" for path in paths]
         report.bytes += manifest.bytes
         return findings
     except (DataError, OSError) as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from . import evidence, modalities, promotion, tracking
+from . import copies, evidence, modalities, promotion, tracking
 from .artifacts import Built, Identity, Manifest, Store, Workspace, canonical, digest_of, file_digest, write_atomic
 from .board import ROLLED_BACK, STANDS, WON, Board, attach
 from .card import card, lineage, origin
@@ -135,7 +135,10 @@ def register(
     with explained(home), promotion.alone(home):
         client = tracking.connect(home)
         known = with_weights(client, config.name, manifest.facts["weights"])
+        kept = copies.mend(manifest, evaluate, whole=not found)
         if known and known.tags.get("settled") == manifest.digest:
+            if not kept:
+                _remember(client, home, known, manifest, evaluate)
             return manifest, found
         tags = _tags(manifest, parents, config, command, commit)
         version = known or _create(client, home, manifest, parents, run, tags)
@@ -250,6 +253,8 @@ def _create(
             except MlflowException as error:  # another host was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+        if kept := _kept(client, home, logged.model_id):
+            copies.force(kept)  # a version must not outlive its files in a power cut
         # All at once: a tag of its own costs a version 25 ms.
         source, whole = f"models:/{logged.model_id}", {"weights": manifest.facts["weights"], **tags}
         made = client.create_model_version(name, source, run_id=run, tags=whole, model_id=logged.model_id)
@@ -296,9 +301,23 @@ def _settle(
     client.update_model_version(name, number, description=f"v{number} {verdict}\n{made_by}{shown}{page}")
     if not stands:
         verdict = board.enter(version.version).verdict
+    _remember(client, home, version, manifest, report)
     client.set_registered_model_alias(name, CHALLENGER, number)
     client.set_model_version_tag(name, number, "settled", manifest.digest)
     say(f"register: {name} version {number}: {verdict}")
+
+
+def _remember(client: "MlflowClient", home: Path, version: Version, manifest: Manifest, report: Manifest) -> None:
+    """What the registry on this machine keeps of a version is on the disk now, and known."""
+    if kept := _kept(client, home, version.source.removeprefix("models:/")):
+        copies.remember(manifest, report, kept)
+
+
+def _kept(client: "MlflowClient", home: Path, model: str) -> Path | None:
+    """Where the registry on this machine keeps a logged model; None for another registry, or where it is gone."""
+    if not tracking.is_embedded(home) or not model.startswith("m-"):
+        return None
+    return copies.folder_of(str(client.get_logged_model(model).artifact_location))
 
 
 def _show(client: "MlflowClient", version: Version, report: Manifest) -> str:

@@ -18,6 +18,8 @@ from .errors import DataError, MaskmillError, UnreachableError, UsageError, with
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+DAMAGED = ("malformed", "file is not a database", "unsupported file format")
+"""What SQLite says of a database that is not what it was."""
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Aliases: the model to use, the one registered last, the champion before."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -252,5 +254,10 @@ def explained(home: Path) -> Iterator[None]:
         if "database is locked" in text:
             raise UnreachableError(
                 f"Another process keeps the registry at {where} busy; run again later: finished stages are kept."
+            ) from error
+        if any(sign in text for sign in DAMAGED):
+            raise DataError(
+                f"The registry at {where} is damaged: {text}; put a copy of it back, or move it away and run again: "
+                "what is in the store is registered anew."
             ) from error
         raise MaskmillError(f"The registry at {where} does not answer as it should: {text}") from error

@@ -27,6 +27,9 @@ MODULES = ("calls", "power", "damage")
 SHARE = 0.75
 """Of the given time that the costs of the chosen trials may add up to: the stands take the rest."""
 
+EVERY = 20.0
+"""Seconds between two lines about how far it is."""
+
 
 @dataclass
 class Tally:
@@ -120,6 +123,7 @@ def run(
 ) -> Report:
     """Runs trials, each in a fresh folder. Each thread has a stand of its own."""
     report, lock, started = Report(), threading.Lock(), time.monotonic()
+    told = [started]
 
     def one(numbered: tuple[int, Trial]) -> None:
         number, trial = numbered
@@ -137,8 +141,9 @@ def run(
             done = sum(tally.injected for tally in report.families.values())
             if failed:
                 tell(f"FAILED {trial.name}: {failed}")
-            elif done % 50 == 0:
-                tell(f"{done:,} of {len(trials):,} after {(time.monotonic() - started) / 60:.1f} min")
+            elif time.monotonic() - told[-1] > EVERY:
+                told.append(time.monotonic())
+                tell(f"{done:,} of {len(trials):,} after {(told[-1] - started) / 60:.1f} min")
 
     if workers == 1:  # in this thread, which has a stand
         for numbered in enumerate(trials):

@@ -147,6 +147,11 @@ class Stand:
         return found
 
 
+def leave() -> None:
+    """This thread's stand is closed; the next one is another."""
+    del _threads.stand
+
+
 def here(folder: Path | None = None) -> Stand:
     """This thread's stand; folder: below which it is made when it is not there yet."""
     if not hasattr(_threads, "stand"):

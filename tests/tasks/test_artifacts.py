@@ -17,7 +17,7 @@ import pytest
 
 from tasks import artifacts, manifests
 from tasks.artifacts import Built, Identity, Store, Workspace, finish_unit, finished_unit, load, save_array, verify
-from tasks.errors import DataError, DiskFullError, HeldError
+from tasks.errors import DataError, DiskError, DiskFullError, HeldError
 
 WHAT = Identity("shards", 1, {"rate": "0.3"}, {"corpus": "ab" * 32})
 
@@ -247,6 +247,32 @@ def test_a_full_disk_is_status_74_and_keeps_the_partial_work(tmp_path):
     with pytest.raises(DiskFullError, match="documents-00000") as error:
         store.make(WHAT, full)
     assert error.value.exit_code == 74 and (store.partial(WHAT) / ".scratch" / "unit").exists()
+
+
+def test_a_disk_that_fails_is_status_74_and_named(tmp_path):
+    def failing(work):
+        raise OSError(errno.EIO, "Error writing bytes to file")  # as pyarrow says it: without a name
+
+    with pytest.raises(DiskError, match=f"The disk fails at {tmp_path}") as error:
+        Store(tmp_path).make(WHAT, failing)
+    assert error.value.exit_code == 74 and not isinstance(error.value, DiskFullError)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_publication_that_fails_puts_nothing_aside_for_good(tmp_path, monkeypatch, at):
+    real, calls = os.rename, []
+
+    def failing(*names):
+        calls.append(names)
+        if len(calls) == at:
+            raise OSError(errno.ENOSPC, "No space left on device", str(names[1]))
+        return real(*names)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(DiskFullError):
+        Store(tmp_path).make(WHAT, build)
+    assert not list(tmp_path.rglob("*.old*")) and Store(tmp_path).find(WHAT) is None
+    assert verify(Store(tmp_path).make(WHAT, build)[0]) == []
 
 
 def test_forced_stages_are_made_again_from_nothing(tmp_path):

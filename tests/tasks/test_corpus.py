@@ -214,6 +214,23 @@ def test_a_killed_run_goes_on_from_its_finished_units(
     assert [name for name in os.listdir(store.root / "corpus") if name != ".packs"] == [resumed.key]
 
 
+def test_parts_that_were_moved_before_a_kill_are_not_written_again(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "PART_BYTES", (5_000, 5_000))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage._Making, "_account", killed)
+        corpus(config(text), Store(tmp_path / "store"))
+    undisturbed, _ = corpus(config(text), Store(tmp_path / "other"))
+    monkeypatch.setattr(merging, "finish_unit", killed)
+    resumed, _ = corpus(config(text), Store(tmp_path / "store"))
+    assert resumed.digest == undisturbed.digest and len(resumed.files) > 3
+
+
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read from now on."""
     read: list[str] = []
