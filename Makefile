@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check check-tests install install-test install-all ui lock clean
+.PHONY: run test faults check check-tests install install-test install-all ui lock clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed            ## from text to a registered masked language model
@@ -18,6 +18,10 @@ check-tests: $(VENV)/installed-test
 check: check-tests              ## what .ci/run checks: lint, types, the essential tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+faults: $(VENV)/installed-all     ## injects every fault there is into the tiny pipeline, and fuzzes the parsers: hours
+	$(BIN)/python -m tests.faults --workers 2
+	$(BIN)/python -m tests.faults.fuzz
 
 ui: $(VENV)/installed             ## the Prefect UI and the MLflow UI, on this machine
 	$(BIN)/maskmill ui
