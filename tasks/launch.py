@@ -27,6 +27,9 @@ from .errors import DiskError, InterruptedRun, MaskmillError, UsageError
 from .progress import say
 
 JOB, OUTCOME = "job.json", "outcome.json"
+BUG = "bug"
+"""Key of an outcome whose message is to end in what the same command goes on from. Only the parent can say that, when
+all ranks have ended: the one that failed may not be the one that is still writing a checkpoint."""
 STOP = "stop"
 """Says to ranks that they are to stop, and to those that torchrun starts again that they were stopped on purpose. Holds
 the number of the signal: torchrun may lose one that comes while it starts ranks (seen on a busy machine)."""
@@ -133,6 +136,8 @@ def outcome(scratch: Path, returned: int) -> dict[str, Any]:
     said = json.loads(path.read_bytes()) if path.exists() else {}
     if not said and returned > 0 and (scratch / STOP).exists():  # torchrun, before its ranks could say anything
         raise InterruptedRun("pretrain: stopped by a signal while it started; run again to go on from where it was.")
+    if said.get(BUG):
+        said["message"] += f"; the same command goes on from {kept(scratch)}."
     if said.get("status") != 0:
         raise error_of(said.get("status", returned), said.get("message"), kept(scratch), scratch)
     return dict(said)

@@ -28,7 +28,7 @@ from typing import Any
 from . import elastic, progress
 from .artifacts import canonical, write_atomic
 from .errors import InterruptedRun, MaskmillError, MemoryExhausted, of_disk
-from .launch import OUTCOME, STOP, kept
+from .launch import BUG, OUTCOME, STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RANKS = "WORLD_SIZE"
@@ -82,7 +82,7 @@ def main(path: Path) -> int:
         if several and _worth_a_restart(error):
             return _leave_at_once(_recorded(error))
         status = explained.exit_code if explained else MaskmillError.exit_code
-        said = {"message": str(explained or _bug(error, path.parent))}
+        said = {"message": str(explained)} if explained else {"message": _bug(error), BUG: True}
     if said is not None:
         try:
             write_atomic(outcome, canonical({**said, "status": status}))
@@ -93,11 +93,9 @@ def main(path: Path) -> int:
     return 0 if several else status
 
 
-def _bug(error: Exception, scratch: Path) -> str:
+def _bug(error: Exception) -> str:
     first = next(iter(str(error).strip().splitlines()), "")[:300]
-    return (
-        f"pretrain: {type(error).__name__}: {first} (traceback above); the same command goes on from {kept(scratch)}."
-    )
+    return f"pretrain: {type(error).__name__}: {first} (traceback above)"
 
 
 def _worth_a_restart(error: Exception) -> bool:

@@ -35,6 +35,23 @@ def test_a_signal_that_comes_before_anyone_can_hear_it_is_an_interruption(tmp_pa
         launch.outcome(tmp_path, 1)
 
 
+def test_what_a_failed_training_goes_on_from_is_said_when_all_ranks_have_ended(tmp_path, monkeypatch):
+    """A rank that fails may be another one than the one whose checkpoint is still being written."""
+
+    def fails(job, several):
+        raise TypeError("a bug of ours")
+
+    monkeypatch.setattr(trainer, "run", fails)
+    monkeypatch.setattr(trainer.signal, "signal", lambda *_: None)
+    (job := tmp_path / launch.JOB).write_text("{}")
+    assert trainer.main(job) == 1
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000000004.json").touch()
+    with pytest.raises(MaskmillError, match=r"a bug of ours .*goes on from the checkpoint after step 4\.$") as raised:
+        launch.outcome(tmp_path, 1)
+    assert raised.value.exit_code == 1
+
+
 def launch_signals():
     return (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -1,0 +1,49 @@
+"""A training process some of whose batches are poisoned: `python -m tests.faults.poisoned_trainer JOB.json`.
+
+POISON in the environment is JSON: the "steps", what the weights of their masked positions are multiplied by ("by": nan,
+inf or a number), and, for one rank only, which "rank".
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tasks import trainer
+
+
+def poison(steps: list[int], by: str, rank: int | None = None) -> None:
+    """From now on the losses of these steps go wrong, and their gradients with them."""
+    from tasks.gradients import Gradients
+
+    of, backward = Gradients.of, Gradients._backward
+    at = [0]
+
+    def counted(self: Gradients, number: int, *arguments: Any) -> Any:
+        at[0] = number + 1
+        return of(self, number, *arguments)
+
+    def poisoned(self: Gradients, micro: Any, *arguments: Any) -> Any:
+        if at[0] in steps and rank in (None, self.ranks.rank):
+            micro = replace(micro, weights_M=micro.weights_M * float(by))
+        return backward(self, micro, *arguments)
+
+    Gradients.of = counted  # type: ignore[method-assign]
+    Gradients._backward = poisoned  # type: ignore[method-assign]
+
+
+def main() -> int:
+    run = trainer.run
+
+    def patched(job: dict[str, Any], several: bool) -> dict[str, Any] | None:
+        poison(**json.loads(os.environ["POISON"]))
+        return run(job, several)
+
+    trainer.run = patched
+    return trainer.main(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
