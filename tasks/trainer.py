@@ -77,7 +77,7 @@ def main(path: Path) -> int:
         status = 0
     except Exception as error:
         explained = _explained(error)
-        if explained is None:
+        if explained is None and not (several and _lost_peer(error)):
             traceback.print_exc()
         if several and _worth_a_restart(error):
             return _leave_at_once(_recorded(error))

@@ -32,9 +32,9 @@ def trials() -> list[Trial]:
             {"devices": "2", "rank_timeout": 60.0},
             {"reduction": "exact", "logical_shards": 4, "micro_tokens": 0},
         ):
-            at = seeded.randrange(6, STEPS)
-            for length in (1, 2, 5):
-                steps = list(range(at, min(at + length, STEPS)))
+            at = seeded.randrange(6, STEPS - 6)
+            for length in (1, 2, 6):
+                steps = list(range(at, at + length))
                 found.append(_poisoned(steps, by, settings))
     for kind in ("report", "rollback"):
         for by in ("1000", "1e6"):

@@ -64,7 +64,7 @@ def lost(kind: signal.Signals, rank: int, reduction: str, step: int, folder: Pat
     manifest = trained.made(folder)
     if manifest.digest != expected:
         raise Failed("different", "other weights than those of an undisturbed run")
-    resumed = json.loads(manifest.path("measured.json").read_bytes())["resumed_at_steps"]
+    resumed = manifest.measured()["resumed_at_steps"]
     again = reached - max(resumed, default=max(kept, default=0))
     return Outcome("withstood", gone, f"gone after {gone:.1f} s, {again} steps again, resumed at {resumed}")
 
@@ -87,7 +87,7 @@ def changed(worlds: tuple[str, ...], stops: list[int], kind: signal.Signals, fol
     manifest = trained.made(folder)
     if manifest.digest != expected:
         raise Failed("different", "other weights than those of one rank")
-    ranks = json.loads(manifest.path("measured.json").read_bytes())["ranks"]
+    ranks = manifest.measured()["ranks"]
     return Outcome("recovered", note=f"ranks {ranks}")
 
 

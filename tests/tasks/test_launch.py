@@ -52,6 +52,23 @@ def test_what_a_failed_training_goes_on_from_is_said_when_all_ranks_have_ended(t
     assert raised.value.exit_code == 1
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_the_trace_of_a_failure_is_shown_where_it_is_not_that_of_another_rank(tmp_path, monkeypatch, capfd, lost):
+    """A rank that is killed leaves the others in a backward pass, whose error is a plain RuntimeError."""
+
+    def fails(job, several):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr(trainer, "run", fails)
+    monkeypatch.setattr(trainer, "_lost_peer", lambda error: lost)
+    monkeypatch.setattr(trainer, "_leave_at_once", lambda status: status)
+    monkeypatch.setattr(trainer.signal, "signal", lambda *_: None)
+    monkeypatch.setenv(trainer.RANKS, "2")
+    (job := tmp_path / launch.JOB).write_text("{}")
+    assert trainer.main(job) == (InterruptedRun if lost else MaskmillError).exit_code
+    assert ("Traceback" in capfd.readouterr().err) is not lost
+
+
 def launch_signals():
     return (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
