@@ -296,8 +296,23 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt  # a Ctrl-C of another program
 
 
+def _stand_in() -> None:
+    """A stream that is closed becomes one that leads nowhere, for child processes, too.
+
+    Else the next file that is opened gets its number, and what libraries print is written into that file: a database.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, so this one
+            stream = open(number, "w" if number else "r", closefd=False, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def main() -> None:
     """The console script."""
+    _stand_in()
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a batch system says with either that the time is over
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):

@@ -68,7 +68,7 @@ def serve(
 def read_token(file: Path | None) -> str | None:
     """The token, from the file or the environment; None where there is neither."""
     try:
-        token = file.expanduser().read_text().strip() if file else os.environ.get(TOKEN)
+        token = file.expanduser().read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no text"
         raise UsageError(f"--token-file {file}: {why}; give a file with the token.") from None

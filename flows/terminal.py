@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import select
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +38,15 @@ def explained() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except (typer.Exit, typer.Abort):
         raise
+    except SystemExit as error:  # rich's answer to a broken pipe
+        if isinstance(error.__context__, BrokenPipeError):
+            raise typer.Exit from None
+        raise
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):  # wrong options: Typer explains them itself
             raise
+        if _nobody_reads(error):
+            raise typer.Exit from None
         if debugging:
             traceback.print_exc()
         if isinstance(error, OSError) and (told := _said_by_the_system(error)):
@@ -48,9 +56,27 @@ def explained() -> Iterator[None]:
         raise typer.Exit(MaskmillError.exit_code) from None
 
 
+def _nobody_reads(error: Exception) -> bool:
+    """Is stdout a pipe whose reader has seen enough (`| head`)? What is left for it goes nowhere.
+
+    So it does where stdout lies on a full disk: the interpreter would stumble over it at its very end.
+    """
+    closed = False
+    if isinstance(error, BrokenPipeError):
+        (looked := select.poll()).register(1, 0)  # an error of the pipe is told unasked
+        closed = bool(looked.poll(0))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return closed
+
+
 def _said_by_the_system(error: OSError) -> MaskmillError | None:
     """A full disk, or a folder that may not be written to, as one of our errors; None for anything else."""
-    if told := of_disk(error, environment.home()):
+    if told := of_disk(error, "what is made or printed"):
         return told
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         why = os.strerror(error.errno)
@@ -61,7 +87,9 @@ def _said_by_the_system(error: OSError) -> MaskmillError | None:
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with explained():
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here it can be explained
+            return result
 
 
 EPILOG = "Exit status: " + " · ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."

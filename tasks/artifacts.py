@@ -217,7 +217,7 @@ class Store:
         except DataError as error:
             return None, str(error)
         if (folder / DAMAGED).exists():
-            return None, (folder / DAMAGED).read_text().splitlines()[0]
+            return None, (folder / DAMAGED).read_text(encoding="utf-8").splitlines()[0]
         if manifest.identity.key != folder.name:
             return None, f"{folder} holds another artifact; delete it."
         return manifest, ""
@@ -343,7 +343,7 @@ class Store:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            holder = path.read_text() or "another process"
+            holder = path.read_text(encoding="utf-8") or "another process"
             if time.monotonic() >= deadline:
                 raise HeldError(
                     f"{identity.stage} {identity.key} is being made by {holder} since more than {self.wait:.0f} s; "

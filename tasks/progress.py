@@ -1,5 +1,6 @@
 """What a person sees while a stage works: a live bar on a terminal, a line now and then elsewhere. To stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,8 +42,15 @@ def say(line: str) -> None:
 
 
 def _print(line: str) -> None:
-    if not _hushed:
+    """A full disk, or a pipe that nobody reads, is no reason to end a run of hours: the words are lost then."""
+    if _hushed:
+        return
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())  # what is left in the buffer would fail again, at the very end
+        os.close(nowhere)
 
 
 class Bar:

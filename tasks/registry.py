@@ -296,7 +296,7 @@ def _settle(
         if version.tags.get(tag) != value:
             client.set_model_version_tag(name, number, tag, value)
     shown = _show(client, version, report)
-    page = manifest.path("model/README.md").read_text().split("---\n", 2)[-1]
+    page = manifest.path("model/README.md").read_text(encoding="utf-8").split("---\n", 2)[-1]
     made_by = origin(*("" if known[tag] == "unknown" else known[tag] for tag in ("command", "commit")))
     client.update_model_version(name, number, description=f"v{number} {verdict}\n{made_by}{shown}{page}")
     if not stands:

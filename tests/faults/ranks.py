@@ -64,9 +64,10 @@ def lost(kind: signal.Signals, rank: int, reduction: str, step: int, folder: Pat
     manifest = trained.made(folder)
     if manifest.digest != expected:
         raise Failed("different", "other weights than those of an undisturbed run")
-    resumed = manifest.measured()["resumed_at_steps"]
-    again = reached - max(resumed, default=max(kept, default=0))
-    return Outcome("withstood", gone, f"gone after {gone:.1f} s, {again} steps again, resumed at {resumed}")
+    measured = manifest.measured()
+    again = reached - max(measured["resumed_at_steps"], default=max(kept, default=0))
+    seconds = again * measured["training_seconds"] / settings["steps"]
+    return Outcome("withstood", seconds, f"{again} steps again; it was gone after {gone:.1f} s")
 
 
 def changed(worlds: tuple[str, ...], stops: list[int], kind: signal.Signals, folder: Path) -> Outcome:

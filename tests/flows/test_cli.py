@@ -192,3 +192,35 @@ def test_what_the_system_refuses_is_one_sentence_with_its_status(
         raise OSError(number, os.strerror(number), "some/where")
     assert stopped.value.exit_code == code
     assert "some/where" in capsys.readouterr().err
+
+
+def test_streams_that_are_closed_lead_nowhere_and_not_into_the_next_file(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys; from flows import cli; cli._stand_in(); "
+        "print('one'); print('two', file=sys.stderr, flush=True); assert sys.stdin.read() == ''; "
+        "here = open('file', 'wb'); subprocess.run(['sh', '-c', 'echo three; echo four >&2']); "
+        "nowhere = [os.fstat(n).st_rdev == os.stat(os.devnull).st_rdev for n in range(3)]; "
+        "print(here.fileno(), nowhere, file=open('said', 'w'))"
+    )
+    words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode == 0
+    number, *rest = (tmp_path / "said").read_text().split(maxsplit=1)
+    assert int(number) > 2 and rest == ["[True, True, True]\n"] and not (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.parametrize(("stdout", "status"), [("pipe", 0), ("/dev/full", 74)])
+def test_a_stdout_that_takes_no_more_has_a_status_of_its_own(stdout: str, status: int, tmp_path: Path) -> None:
+    """A reader that has seen enough is no error; a full disk is one, and neither leaves a trace at the very end."""
+    words = [sys.executable, "-m", "flows.cli", "runs", "--json"]
+    if stdout == "pipe":
+        reads, stream = os.pipe()
+        os.close(reads)
+    else:
+        stream = os.open(stdout, os.O_WRONLY)
+    environment = os.environ | {"MASKMILL_HOME": str(tmp_path)}
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(stream)
+    assert done.returncode == status, done.stderr
+    assert ("No space left" in done.stderr) is (status == 74) and done.stderr.count("\n") == (status == 74)

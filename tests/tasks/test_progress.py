@@ -1,7 +1,14 @@
 """Progress without a terminal is plain lines, and one at the end. pytest tests/tasks/test_progress.py"""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from tasks import progress as module
 from tasks.progress import progress, say
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_lines_say_how_far_and_how_long_is_left(capsys, monkeypatch):
@@ -20,3 +27,13 @@ def test_a_quick_stage_is_one_line(capsys):
     with progress("corpus", unit="documents") as bar:
         bar.advance(3)
     assert capsys.readouterr().err == "corpus: 3 documents in 0.0 s\n"
+
+
+def test_words_that_nobody_can_take_end_no_run():
+    for stream in (os.pipe(), (None, os.open("/dev/full", os.O_WRONLY))):
+        if stream[0] is not None:
+            os.close(stream[0])
+        code = "from tasks.progress import say; say('one'); say('two'); print('done')"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=stream[1])
+        os.close(stream[1])
+        assert (done.returncode, done.stdout) == (0, b"done\n")
