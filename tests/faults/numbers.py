@@ -76,7 +76,8 @@ def poisoned(poison: Mapping[str, Any], given: Mapping[str, Any], folder: Path) 
     second = trained.weights(folder / "second", settings, poison)
     if first.digest != second.digest:
         raise Failed("different", "two repetitions of the same fault have different weights")
-    if (facts := first.facts["guards"]) != expected:
+    facts = {name: about for name, about in first.facts["guards"].items() if name != "plateau"}
+    if facts != expected:
         raise Failed("silent", f"the guards say {facts}, and stated is {expected}")
     for line in (first.folder / "curve.jsonl").read_text().splitlines():
         if not all(math.isfinite(value) for value in json.loads(line).values()):
@@ -93,7 +94,7 @@ def stated(poison: Mapping[str, Any], guards: Mapping[str, Any]) -> dict[str, An
     steps, every = poison["steps"], guards["rollback_every"]
     counted = {"count": len(steps), "first_step": steps[0], "last_step": steps[-1]}
     back = {"to_step": (steps[0] - 1) // every * every, "from_step": steps[0]}
-    facts: dict[str, Any] = {"skipped": counted, "spikes": None, "rollbacks": [], "plateau": None}
+    facts: dict[str, Any] = {"skipped": counted, "spikes": None, "rollbacks": []}
     if math.isfinite(float(poison["by"])):
         facts["spikes"] = counted
         if guards.get("on_spike") != "rollback":

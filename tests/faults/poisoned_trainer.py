@@ -1,17 +1,20 @@
 """A training process some of whose batches are poisoned: `python -m tests.faults.poisoned_trainer JOB.json`.
 
-POISON in the environment is JSON: the "steps", what the weights of their masked positions are multiplied by ("by": nan,
-inf or a number), and, for one rank only, which "rank".
+POISON in the environment is JSON: the "steps", what their losses are multiplied by ("by": nan, inf or a number), and,
+for one rank only, which "rank".
 """
 
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks import trainer
+
+
+def _times(loss: Any, by: float) -> Any:
+    return loss._replace(sum_nll=loss.sum_nll * by)
 
 
 def poison(steps: list[int], by: str, rank: int | None = None) -> None:
@@ -25,10 +28,15 @@ def poison(steps: list[int], by: str, rank: int | None = None) -> None:
         at[0] = number + 1
         return of(self, number, *arguments)
 
-    def poisoned(self: Gradients, micro: Any, *arguments: Any) -> Any:
-        if at[0] in steps and rank in (None, self.ranks.rank):
-            micro = replace(micro, weights_M=micro.weights_M * float(by))
-        return backward(self, micro, *arguments)
+    def poisoned(self: Gradients, *arguments: Any) -> Any:
+        if at[0] not in steps or rank not in (None, self.ranks.rank):
+            return backward(self, *arguments)
+        loss = self.loss
+        self.loss = lambda *given: _times(loss(*given), float(by))
+        try:
+            return backward(self, *arguments)
+        finally:
+            self.loss = loss
 
     Gradients.of = counted  # type: ignore[method-assign]
     Gradients._backward = poisoned  # type: ignore[method-assign]

@@ -103,21 +103,29 @@ def _reached(home: Path) -> int:
 
 
 def _await_step(run: runs.Run, step: int) -> None:
-    """Until the training has come to that step; also where it has ended."""
+    """Until this run trains, and has come to that step; also where it has ended."""
     deadline = time.monotonic() + runs.LIMIT
-    while _reached(run.home) < step and run.process.poll() is None:
+    while not (_reached(run.home) >= step and _trainers(run.home)) and run.process.poll() is None:
         if time.monotonic() > deadline:
             run.end()
             raise Failed("hang", f"step {step} never came: {run.said[-400:]}")
         time.sleep(0.003)
+    time.sleep(0.05)  # who starts a trainer hears signals for it a moment later
 
 
-def _rank(home: Path, rank: int) -> int:
-    """The process that is that rank; 0 for none."""
+def _trainers(home: Path) -> dict[int, str]:
+    """Training processes -> their rank, "" for one without peers."""
+    found = {}
     for process in runs.processes(home):
         with suppress(OSError):
             words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
             variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-            if b"tasks.trainer" in words and f"RANK={rank}".encode() in variables and b"tasks.elastic" not in words:
-                return process
-    return 0
+            if b"tasks.trainer" in words and b"tasks.elastic" not in words:
+                ranks = [one[5:].decode() for one in variables if one.startswith(b"RANK=")]
+                found[process] = "".join(ranks)
+    return found
+
+
+def _rank(home: Path, rank: int) -> int:
+    """The process that is that rank; 0 for none."""
+    return next((process for process, of in _trainers(home).items() if of == str(rank)), 0)

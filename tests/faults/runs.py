@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.faults.trial import Failed
 ROOT = Path(__file__).parents[2]
 STAGES = ("corpus", "vocabulary", "shards", "pretrain", "evaluate", "register")
 SPEECHES = ROOT.parent / "shared" / "data" / "corpus" / "speeches"
-LIMIT = 300.0
+LIMIT = 600.0
 """Seconds that a run may take: 20 on a quiet core."""
 GONE = 20.0
 """Seconds after which no process of a run may be left."""
@@ -142,9 +143,19 @@ def start(
     with open(errors, "wb") as err, open(output, "wb") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err, "cwd": ROOT} | others
         process = subprocess.Popen(
-            words, env=environment(named or home, given or {}), start_new_session=True, preexec_fn=before, **streams
+            words,
+            env=environment(named or home, given or {}),
+            start_new_session=True,
+            preexec_fn=partial(_as_from_a_terminal, before),
+            **streams,
         )
     return Run(home, process, errors, output, time.monotonic())
+
+
+def _as_from_a_terminal(before: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and all that it starts do
+    if before:
+        before()
 
 
 def processes(home: Path) -> list[int]:
