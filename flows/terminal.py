@@ -16,7 +16,15 @@ import typer
 from typer.core import TyperGroup
 
 from flows import environment
-from tasks.errors import EXIT_CODES, InterruptedRun, MaskmillError, UsageError, of_disk
+from tasks.errors import (
+    EXIT_CODES,
+    InterruptedRun,
+    MaskmillError,
+    MemoryExhausted,
+    UsageError,
+    is_out_of_memory,
+    of_disk,
+)
 from tasks.progress import say
 
 AGAIN = "Stopped. Run the same command again: it goes on from where it was."
@@ -49,6 +57,9 @@ def explained() -> Iterator[None]:
             raise typer.Exit from None
         if debugging:
             traceback.print_exc()
+        if is_out_of_memory(error):
+            say("Error: Out of memory; run again when more of it is free, or on a larger machine.")
+            raise typer.Exit(MemoryExhausted.exit_code) from None
         if isinstance(error, OSError) and (told := _said_by_the_system(error)):
             say(f"Error: {told}")
             raise typer.Exit(told.exit_code) from None

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import NO_SPACE, DataError, HeldError, MemoryExhausted, UnreachableError, of_disk
+from .errors import NO_SPACE, DataError, HeldError, MemoryExhausted, UnreachableError, is_out_of_memory, of_disk
 from .manifests import (
     DAMAGED,
     MANIFEST,
@@ -360,16 +360,12 @@ def _explained(root: Path) -> Iterator[None]:
     """Turns what the system says into errors with a documented exit status."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         if told := of_disk(error, root):
             raise told from error
+        if is_out_of_memory(error):
+            raise MemoryExhausted("Out of memory; run again with smaller batches or on a larger machine.") from error
         raise
-    except (MemoryError, RuntimeError) as error:
-        # torch reports a failed allocation as a RuntimeError or, on a device, a kind of its own
-        memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-        if isinstance(error, RuntimeError) and not memory:
-            raise
-        raise MemoryExhausted("Out of memory; run again with smaller batches or on a larger machine.") from error
 
 
 def _is_complete(partial: Path) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 from . import elastic, progress
 from .artifacts import canonical, write_atomic
-from .errors import InterruptedRun, MaskmillError, MemoryExhausted, of_disk
+from .errors import InterruptedRun, MaskmillError, MemoryExhausted, is_out_of_memory, of_disk
 from .launch import BUG, OUTCOME, STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -176,9 +176,7 @@ def _explained(error: Exception) -> MaskmillError | None:
         return error
     if told := of_disk(error, "a checkpoint", "finished steps are kept"):
         return told
-    # torch reports a failed host allocation as a plain RuntimeError, a device's as OutOfMemoryError
-    said_so = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    if isinstance(error, MemoryError) or said_so:
+    if is_out_of_memory(error):
         return MemoryExhausted("pretrain: out of memory; run again with a smaller pretrain.micro_tokens.")
     return None
 

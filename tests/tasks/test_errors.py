@@ -1,0 +1,37 @@
+"""Which errors stand for which exit status. pytest tests/tasks/test_errors.py"""
+
+import errno
+
+import pytest
+
+from tasks.errors import DataError, is_out_of_memory
+
+
+def behind(error, cause):
+    """An error raised because of another one, as a library that wraps it does."""
+    try:
+        raise error from cause
+    except type(error) as wrapped:
+        return wrapped
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("can't start new thread"), True),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (behind(ValueError("a library says something else"), MemoryError()), True),
+        (behind(DataError("names what is wrong"), MemoryError()), False),
+        (behind(ValueError("after one that was dealt with"), None), False),
+        (RuntimeError("shape mismatch"), False),
+        (OSError(errno.ENOENT, "No such file"), False),
+    ],
+)
+def test_a_refusal_of_memory_is_known_whoever_tells_of_it(error, is_one):
+    assert is_out_of_memory(error) is is_one
