@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -23,8 +24,21 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 
 
 def home() -> Path:
-    """The one folder that everything is written to: MASKMILL_HOME, or .maskmill in the checkout."""
-    return Path(os.environ.get("MASKMILL_HOME") or CHECKOUT / ".maskmill").expanduser().absolute()
+    """The one folder that everything is written to: MASKMILL_HOME, or .maskmill in the checkout.
+
+    Raises UsageError for a path that the address of MLflow's database, which is an URL, or a manifest cannot hold.
+    """
+    path = Path(os.environ.get("MASKMILL_HOME") or CHECKOUT / ".maskmill").expanduser().absolute()
+    if wrong := sorted(set("?#%") & set(str(path))):
+        raise UsageError(f"MASKMILL_HOME is {path}; a path with {' and '.join(wrong)} is none for MLflow, use another.")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"MASKMILL_HOME is {path}, which is not in the encoding of these surroundings "
+            f"({sys.getfilesystemencoding()}); set PYTHONUTF8=1, or a locale of UTF-8."
+        ) from None
+    return path
 
 
 def store_root(home: Path) -> Path:

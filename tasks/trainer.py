@@ -33,9 +33,6 @@ from .launch import BUG, OUTCOME, STOP
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RANKS = "WORLD_SIZE"
 """Set by torchrun."""
-FLIGHT = 20.0
-"""Seconds that a checkpoint in writing gets where training has failed."""
-
 LOOK = 1.0
 """Seconds between two looks at the marker of the process that started the ranks."""
 
@@ -143,7 +140,7 @@ def run(job: dict[str, Any], several: bool) -> dict[str, Any] | None:
 
     from . import heap, looping
     from .ranks import Ranks
-    from .training import Training
+    from .training import FLIGHT, Training
 
     if int(os.environ.get("RANK", 0)):
         progress.hush()

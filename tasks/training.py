@@ -43,6 +43,10 @@ from .stretches import Begun
 from .timeline import Pace, Timeline
 
 
+FLIGHT = 20.0
+"""Seconds that a checkpoint in writing gets where training has failed."""
+
+
 class Training:
     """A training run between two steps. With several ranks each has one, and all methods are collective."""
 
@@ -239,6 +243,9 @@ class Training:
         if action is Action.ROLLBACK:
             action = self._roll_back()
         if action is Action.STOP:
+            if self.keeper:
+                self.keeper.settle(FLIGHT)
+            self.ranks.wait()  # each rank names the last checkpoint, and the first one was writing it
             raise NumericError(self._not_finite(loss, norm))
         return action is Action.GO
 

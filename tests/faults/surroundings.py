@@ -42,6 +42,8 @@ class Surroundings:
     status: tuple[int, ...] = (0,)
     mended: Callable[[], None] = lambda: None
     """Puts right what the run was refused for."""
+    second: Path | None = None
+    """The home then, where it is another one."""
 
 
 Of = Callable[[Path, Path], Surroundings]
@@ -65,6 +67,13 @@ def behind(*words: str) -> Of:
 
 
 # Some that take more words.
+
+
+def no_home_for_mlflow(*parts: str, **given: str | None) -> Of:
+    """A path that cannot be used, and is refused before anything is made there."""
+    return lambda folder, source: Surroundings(
+        given, home=folder.joinpath(*parts), status=(2,), second=folder / "another home"
+    )
 
 
 def clock(**given: str) -> Of:
@@ -170,7 +179,10 @@ SURROUNDINGS: dict[str, Of] = {
     "umask 000": before(lambda: void(os.umask(0))),
     "home with spaces": home("my home", "of  mask mill"),
     "home not in ASCII": home("Häuser ☕ и 中文"),
-    "home with signs": home("a'b\"c&d;e%20f#g?h=i[j]{k}$HOME*"),
+    "home with signs": home("a'b\"c&d;e[f]{g}$HOME*+=,@~!(h)"),
+    "home with a question mark": no_home_for_mlflow("what?home=this"),
+    "home with an escape": no_home_for_mlflow("100%20home"),
+    "home not in the encoding": no_home_for_mlflow("Häuser ☕", LC_ALL="POSIX", PYTHONUTF8="0"),
     "home very long": home(*("x" * 100,) * 9, "home"),
     "home behind a link": linked,
     "home relative": relative,
@@ -229,7 +241,7 @@ def surrounded(name: str, folder: Path) -> Outcome:
         _readable(place)
         return Outcome("withstood")
     here.mended()
-    runs.again(place, runs.command(known.source), known.digests)
+    runs.again(here.second or place, runs.command(known.source), known.digests)
     return Outcome("recovered", note=f"status {status}: {run.said.strip().splitlines()[-1][:200] if run.said else ''}")
 
 

@@ -105,3 +105,12 @@ def test_the_recipes_remote_comes_before_that_of_the_machine(variables: dict[str
     variables["MASKMILL_REMOTE"] = "s3://machine/folder"
     assert environment.remote() == "s3://machine/folder"
     assert environment.remote("s3://recipe/folder") == "s3://recipe/folder"
+
+
+@pytest.mark.parametrize(
+    ("home", "words"), [("/a?b", r"a path with \?"), ("/a%20b#c", "a path with # and %"), ("/h\udcc3", "PYTHONUTF8=1")]
+)
+def test_a_home_that_no_address_can_hold_is_refused(variables: dict[str, str], home: str, words: str) -> None:
+    variables["MASKMILL_HOME"] = home
+    with pytest.raises(UsageError, match=words):
+        environment.home()
