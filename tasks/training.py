@@ -42,7 +42,6 @@ from .strand import Strand
 from .stretches import Begun
 from .timeline import Pace, Timeline
 
-
 FLIGHT = 20.0
 """Seconds that a checkpoint in writing gets where training has failed."""
 
