@@ -20,6 +20,8 @@ from tasks.errors import UsageError
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATIENCE = 5.0
 """Seconds to wait for an answer of MLflow's server."""
+LONGEST = 480
+"""Bytes of the home's path: SQLite opens files of 512."""
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -32,7 +34,8 @@ def home() -> Path:
     if wrong := sorted(set("?#%") & set(str(path))):
         raise UsageError(f"MASKMILL_HOME is {path}; a path with {' and '.join(wrong)} is none for MLflow, use another.")
     try:
-        str(path).encode()
+        if (size := len(str(path).encode())) > LONGEST:
+            raise UsageError(f"MASKMILL_HOME is a path of {size} bytes; databases take {LONGEST}, use a shorter one.")
     except UnicodeEncodeError:
         raise UsageError(
             f"MASKMILL_HOME is {path}, which is not in the encoding of these surroundings "

@@ -217,6 +217,13 @@ def test_one_wrong_id_is_enough_to_fall_back(path, stand_in, wrong):
     assert name == REFERENCE and why.startswith("gigatoken 9.9 differs from tokenizers ") and why.endswith(".")
 
 
+def test_an_engine_that_gives_lists_is_not_used(path, stand_in):
+    """gigatoken does where it cannot import awkward."""
+    stand_in(lambda texts, parallel: [[1] for _ in texts])
+    name, why = choose(path, PROSE[:5])
+    assert name == REFERENCE and why.startswith("gigatoken cannot encode a text (")
+
+
 class Panic(BaseException):
     """As pyo3's PanicException: no Exception."""
 
