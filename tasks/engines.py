@@ -104,8 +104,8 @@ class Fast:
         parts = [list(pieces(text, self._places)) for text in texts]
         threads = False if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0") else None
         flat = [piece for some in parts for piece in some]
-        # an awkward array: its content and offsets are taken as they lie, without a copy or a loop. A list where awkward
-        # cannot be imported (PYTHONDEVMODE=1 and awkward 2.14, for one).
+        # an awkward array: its content and offsets are taken as they lie, without a copy or a loop. It is a list where
+        # awkward cannot be imported (PYTHONDEVMODE=1 and awkward 2.14, for one).
         layout = _guarded(lambda: tokenizer.encode_batch(flat, parallel=threads).layout, "cannot encode a text")
         offsets = np.asarray(layout.offsets.data, np.int64)
         tokens = np.asarray(layout.content.data)[offsets[0] : offsets[-1]].view(np.int32)

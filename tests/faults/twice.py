@@ -33,6 +33,7 @@ def refused(stage: str, folder: Path) -> Outcome:
     first = runs.start(home, runs.command(known.source))
     if not Moment(stage, 0.0).wait(first, known.usual):
         raise Failed("undocumented", f"the harness: the first run ended: {first.said[-500:]}")
+    _await_lock(first, stage)
     first.signal(signal.SIGSTOP)
     try:
         second = runs.start(home, runs.command(known.source, "--wait", "0"))
@@ -50,6 +51,16 @@ def refused(stage: str, folder: Path) -> Outcome:
     if status != HELD or holder not in second.said:
         raise Failed("undocumented", f"the second run ended with {status}: {second.said[-600:]}")
     return Outcome("refused", note=second.said.strip().splitlines()[-1][:200])
+
+
+def _await_lock(run: Run, stage: str) -> None:
+    """Until it makes the stage; also where it is past that."""
+    holder = f"process {run.process.pid} on"
+    while run.process.poll() is None:
+        held = [path.read_text() for path in (run.home / "store" / ".locks").glob(f"{stage}-*")]
+        if any(holder in one for one in held) or time.monotonic() > run.began + runs.LIMIT:
+            return
+        time.sleep(0.001)
 
 
 def waits(stage: str, folder: Path) -> Outcome:
