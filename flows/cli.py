@@ -153,10 +153,16 @@ def _refuse_silence(error: Exception, home: Path) -> None:
 
 
 def _quiet() -> None:
-    """Errors reach the terminal as one sentence; the Prefect UI has the tracebacks."""
+    """Errors reach the terminal as one sentence; the Prefect UI has the tracebacks.
+
+    What Prefect's own threads say of a server that is away (each event in full) is said by us, once.
+    """
     if not terminal.debugging:
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).propagate = False
+        for name in ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "APILogWorker"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        logging.raiseExceptions = False  # "--- Error logging to API ---"
 
 
 @terminal.app.command()

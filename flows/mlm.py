@@ -7,7 +7,7 @@ flows/mlm.py:maskmill                the entry point for a Prefect deployment, f
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from flows import environment
 
@@ -63,6 +63,8 @@ score = stage(evaluate.STAGE, evaluate.evaluate)
 publish = stage(registry.STAGE, registry.register)
 
 
+DELIVERY = 5.0
+"""Seconds for the last words to Prefect's server, its events and its logs each."""
 OPTIONS: dict[str, Any] = {"flow_run_name": chain.run_name, "persist_result": False}
 
 
@@ -199,9 +201,17 @@ def judge(
 
 
 def deliver() -> None:
-    """Sends what Prefect has not sent yet: a server that stops with this process would never get it, and say so."""
+    """Sends what Prefect has not sent yet: a server that stops with this process would never get it, and say so.
+
+    It has so many seconds. Prefect would go on with each event at the end of the process, ten tries or four timeouts
+    of a minute each, which took a complete run ten minutes to end whose server was away.
+    """
     for worker in (EventsWorker, APILogWorker):
-        worker.drain_all(timeout=5)
+        left = [(service._loop, service._task) for service in cast(Any, worker)._instances.values()]
+        worker.drain_all(timeout=DELIVERY)
+        for loop, work in left:
+            if loop and work and not work.done():
+                loop.call_soon_threadsafe(work.cancel)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from .versions import (
     home_of,
     known_model,
     load_model,
+    reached,
     search,
     version_of,
     with_weights,
@@ -133,7 +134,7 @@ def register(
     manifest, found = store.make(this, build, libraries=("mlflow", "transformers"))
     home = home_of(home)
     with explained(home), promotion.alone(home):
-        client = tracking.connect(home)
+        client = reached(home)
         known = with_weights(client, config.name, manifest.facts["weights"])
         kept = copies.mend(manifest, evaluate, whole=not found)
         if known and known.tags.get("settled") == manifest.digest:
@@ -152,7 +153,7 @@ def registered(manifest: Manifest, home: Path | None = None) -> Version | None:
     if not tracking.exists(home):
         return None
     with explained(home):
-        return with_weights(tracking.connect(home), manifest.facts["model"], manifest.facts["weights"])
+        return with_weights(reached(home), manifest.facts["model"], manifest.facts["weights"])
 
 
 def champion(name: str, store: Store, challenger: str | None = None, home: Path | None = None) -> Manifest | None:
@@ -166,7 +167,7 @@ def champion(name: str, store: Store, challenger: str | None = None, home: Path 
     if not tracking.exists(home):
         return None
     with explained(home):
-        client = tracking.connect(home)
+        client = reached(home)
         if challenger:
             for known in search(client, name, "pretrain", challenger):
                 return store.with_digest("pretrain", known.tags.get("rival", ""))

@@ -3,8 +3,11 @@
 A model is called NAME (its champion), NAME@ALIAS or NAME/VERSION.
 """
 
+import http.client
 import os
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import tracking
 from .delivery import DENIED, login_refused
-from .errors import DataError, MaskmillError, UnreachableError, UsageError, without_secrets
+from .errors import (
+    DataError,
+    DiskError,
+    DiskFullError,
+    MaskmillError,
+    UnreachableError,
+    UsageError,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +37,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LIBRARIES = ("mlflow", "sqlalchemy", "requests", "boto3", "botocore")
 """Whose errors are those of MLflow's server, its database or the place of its files."""
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+PATIENCE = 10.0
+"""Seconds that a server may take to say that it is well."""
+_AWAY = re.compile(
+    r" failed with (timeout )?exception |failed with error code (429|5\d\d)|not in a valid JSON format|"
+    r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|connection .*(closed|failed|refused)"
+)
+"""What MLflow's client, requests and psycopg say of a server that is away, or behind a gateway that finds none."""
+_SHUT = re.compile(r"readonly database|unable to open database file")
+_FULL = "database or disk is full"
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,35 @@ def check_access(home: Path) -> None:
     """
     if not tracking.is_embedded(home):
         with explained(home):
-            tracking.connect(home).search_registered_models(max_results=1)
+            reached(home).search_registered_models(max_results=1)
+
+
+def reached(home: Path) -> "MlflowClient":
+    """A client, where the server answers. One that takes connections and never answers is found out in seconds;
+    MLflow's client would wait for minutes. Raises UnreachableError, UsageError.
+    """
+    where = tracking.tracking_uri(home).rstrip("/")
+    if where.startswith(("http://", "https://")):
+        bare = re.sub(r"://[^/@]*@", "://", where)  # urllib would take user:password for a part of the host's name
+        try:
+            urllib.request.urlopen(f"{bare}/health", timeout=PATIENCE).close()
+        except urllib.error.HTTPError as error:  # it answers; whether as it should is found out by who asks it more
+            error.close()
+        except TimeoutError:
+            raise _away(home, f"does not answer within {PATIENCE:.0f} s") from None
+        except OSError as error:  # a certificate, say: MLflow has its own settings for those
+            if isinstance(getattr(error, "reason", error), TimeoutError | ConnectionError):
+                raise _away(home, "does not answer") from None
+        except http.client.HTTPException:
+            raise _away(home, "does not speak HTTP") from None
+    return tracking.connect(home)
+
+
+def _away(home: Path, what: str) -> UnreachableError:
+    return UnreachableError(
+        f"The registry at {without_secrets(tracking.tracking_uri(home))} {what}; start it, or change "
+        "MLFLOW_TRACKING_URI, and run again: finished stages are kept."
+    )
 
 
 def home_of(home: Path | None) -> Path:
@@ -242,22 +290,31 @@ def explained(home: Path) -> Iterator[None]:
             ) from error
         if not type(error).__module__.startswith(LIBRARIES):
             raise
-        text = without_secrets((str(error).splitlines() or [""])[0][:300])
-        where = without_secrets(tracking.tracking_uri(home))
-        if why := login_refused(error):
-            raise UsageError(f"MLflow at {where} {why}.") from error
-        if " failed with exception " in text:  # no connection; what follows are the innards of urllib3
-            raise UnreachableError(
-                f"The registry at {where} does not answer; start it, or change MLFLOW_TRACKING_URI, and run again: "
-                "finished stages are kept."
-            ) from error
-        if "database is locked" in text:
-            raise UnreachableError(
-                f"Another process keeps the registry at {where} busy; run again later: finished stages are kept."
-            ) from error
-        if any(sign in text for sign in DAMAGED):
-            raise DataError(
-                f"The registry at {where} is damaged: {text}; put a copy of it back, or move it away and run again: "
-                "what is in the store is registered anew."
-            ) from error
-        raise MaskmillError(f"The registry at {where} does not answer as it should: {text}") from error
+        raise _said(home, error) from error
+
+
+def _said(home: Path, error: Exception) -> MaskmillError:
+    """What MLflow, its database or a network says, in our words."""
+    text = without_secrets((str(error).splitlines() or [""])[0][:300])
+    where = without_secrets(tracking.tracking_uri(home))
+    if why := login_refused(error):
+        return UsageError(f"MLflow at {where} {why}.")
+    if "database is locked" in text:
+        return UnreachableError(
+            f"Another process keeps the registry at {where} busy; run again later: finished stages are kept."
+        )
+    if _SHUT.search(text):
+        return UsageError(f"The registry at {where} may not be written to; change that, and run again.")
+    if _FULL in text:
+        return DiskFullError(f"No space left for the registry at {where}; free some and run again.")
+    if "disk I/O error" in text:
+        return DiskError(f"The disk that holds the registry at {where} fails; look after it and run again.")
+    if any(sign in text for sign in DAMAGED):
+        return DataError(
+            f"The registry at {where} is damaged: {text}; put a copy of it back, or move it away and run again: what is "
+            "in the store is registered anew."
+        )
+    if _AWAY.search(text) or isinstance(error, ConnectionError | TimeoutError):
+        # what follows in the text are the innards of urllib3
+        return _away(home, "does not answer" if " exception " in text else "does not answer as it should")
+    return MaskmillError(f"The registry at {where} does not answer as it should: {text}")
