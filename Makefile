@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test faults check check-tests install install-test install-all ui lock clean
+.PHONY: run test faults check check-tests install install-test install-all ui lock sbom clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/installed            ## from text to a registered masked language model
@@ -56,3 +56,8 @@ lock:                           ## pins anew what the declared ranges resolve to
 	  echo "# Made anew with: make lock (then run the whole test suite)"; \
 	  .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//' ) > constraints.txt
 	rm -rf .lock
+
+sbom: $(VENV)/installed          ## sbom.json: what is installed, as CycloneDX; online also its known vulnerabilities
+	rm -rf .sbom && $(PYTHON) -m venv .sbom
+	.sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	.sbom/bin/python deployments/sbom.py --tools .sbom/bin --python $(BIN)/python; found=$$?; rm -rf .sbom; exit $$found

@@ -1,8 +1,8 @@
 """F14: Prefect's server or MLflow's store is away, locked, killed or talks nonsense, in the middle of a run.
 
-Each trial is the command of a user in a process of its own, against real servers. It finishes, or ends with a documented
-status and one sentence, in a bounded time; the same command again ends in the artifacts of an undisturbed run, one
-registered version, and MLflow's curve whole, no step twice.
+Each trial is the command of a user in a process of its own, against real servers. It finishes, or ends with a
+documented status and one sentence, in a bounded time; the same command again ends in the artifacts of an undisturbed
+run, one registered version, and MLflow's curve whole, no step twice.
 """
 
 import ctypes

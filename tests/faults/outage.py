@@ -39,7 +39,7 @@ from flows.cli import main
 sys.argv[0] = "maskmill"
 main()
 """
-"""The command line with short pauses before a stage is tried again: what is looked at is that it is, and how it ends."""
+"""The command line with short pauses before a stage is tried again: it is looked at that it is, and how it ends."""
 LONG = ("-m", "flows.cli")
 BOUND = 420.0
 """Seconds that a disturbed run may take: half a minute of its own, the rest for servers that do not answer."""
