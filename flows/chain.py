@@ -34,6 +34,8 @@ PATIENCE = 2.0
 """Seconds to wait for its last picture."""
 LONGEST = 300
 """Characters of an error in it."""
+REST = 60.0
+"""Seconds that a Prefect server is left alone which was away: each question to it costs a quarter of a minute."""
 CHANGES = 60
 """Characters of a run's settings in its name."""
 
@@ -87,6 +89,7 @@ class Chain:
         self._name = ""
         self._artist: Thread | None = None
         self._warned = self._linked = False
+        self._asked_again = 0.0  # when a server that was away is
 
     def champion(self, strand: Recipe) -> Manifest | None:
         """The weights that the new ones are compared with, of the recipe or of its second modality."""
@@ -169,6 +172,8 @@ class Chain:
         self.recorder.stage(name, state, seconds=round(seconds, 3), key=manifest.key, digest=manifest.digest)
         say(f"{name:<10}  {state} in {seconds:.1f} s: {summary.what(manifest)}")
         entry = self.recorder.entry.stages[name]
+        if time.monotonic() < self._asked_again:
+            return
         with mirrored(self._once):
             text = summary.card(name, manifest, entry, self.recipe.name)
             create_markdown_artifact(text, key=name.replace(" ", "-"), description=f"{name}: {state}")
@@ -191,7 +196,8 @@ class Chain:
             client.update_flow_run(UUID(flow_run), tags=sorted({*runtime.flow_run.tags, f"mlflow:{run}"}))
 
     def _once(self, trouble: str) -> None:
-        """The first trouble with Prefect is said, no other."""
+        """The first trouble with Prefect is said, no other; and it is left alone for a while."""
+        self._asked_again = time.monotonic() + REST
         if not self._warned:
             say(trouble)
         self._warned = True
@@ -217,7 +223,8 @@ class Chain:
 
         end     how the training ended, where it did not come to its end
         """
-        if self._artist is not None and self._artist.is_alive():
+        busy = self._artist is not None and self._artist.is_alive()
+        if busy or time.monotonic() < self._asked_again:
             return
         self._drawn = time.monotonic()
         context = contextvars.copy_context()  # Prefect's: whose picture it is

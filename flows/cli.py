@@ -161,7 +161,7 @@ def _quiet() -> None:
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).propagate = False
         for name in ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "APILogWorker"):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+            logging.getLogger(name).addFilter(lambda record: False)  # Prefect sets levels anew when a run begins
         logging.raiseExceptions = False  # "--- Error logging to API ---"
 
 

@@ -67,6 +67,7 @@ def settle(home: Path) -> None:
         # 2 + 4 + 8 seconds of patience with a server that is away, once or twice a stage: enough for it to start again.
         # The default's 62 seconds made five minutes of a run of forty seconds whose server was gone.
         "PREFECT_CLIENT_MAX_RETRIES": "3",
+        "PREFECT_API_REQUEST_TIMEOUT": "30",  # seconds, each of these times; the default is 60
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; deployments/automations.yaml waits for four of them

@@ -111,7 +111,7 @@ def stopped(which: str, stage: str, back: bool, seed: str, folder: Path) -> Outc
             if back:
                 time.sleep(BACK)
                 place.signal(signal.SIGCONT)
-            status = run.ends(DOCUMENTED)
+            status = run.ends(DOCUMENTED, stands.BOUND if back else stands.HANGING)
         place.signal(signal.SIGCONT)
         return _outcome(stand, status, run)
     finally:
@@ -134,7 +134,8 @@ def turned(which: str, stage: str, way: str, seed: str, folder: Path) -> Outcome
                 if stage != "start":
                     run.reaches(stage, moment(stage, seed))
                     gateway.turn(way)
-                status = run.ends(NEW if stage == "start" else DOCUMENTED)
+                seconds = stands.HANGING if way == "hangs" else stands.BOUND
+                status = run.ends(NEW if stage == "start" else DOCUMENTED, seconds)
             gateway.turn("passes")
             return _outcome(stand, status, run)
     finally:
@@ -216,11 +217,16 @@ def trials() -> list[Trial]:
                 for back in (False, True):
                     detail = f"{which} {how.__name__}, {'back in the run' if back else 'back after the run'}"
                     seed = f"{stage} {detail}"
-                    add(stage, detail, 70, partial(how, which, stage, back, seed))
+                    add(stage, detail, 70 if back or how is killed else 400, partial(how, which, stage, back, seed))
         for stage in ("start", "pretrain", "register"):
             for way in REPLIES:
                 detail = f"{which} {way}"
-                add(stage, detail, 70, partial(turned, which, stage, way, f"{stage} {detail}"))
+                add(
+                    stage,
+                    detail,
+                    400 if way == "hangs" else 70,
+                    partial(turned, which, stage, way, f"{stage} {detail}"),
+                )
         add("start", f"{which} never started", 40, partial(never, which))
     for stage in STAGES:
         for seconds in (3.0, 12.0, 0.0):

@@ -41,8 +41,11 @@ main()
 """
 """The command line with short pauses before a stage is tried again: it is looked at that it is, and how it ends."""
 LONG = ("-m", "flows.cli")
-BOUND = 420.0
-"""Seconds that a disturbed run may take: half a minute of its own, the rest for servers that do not answer."""
+BOUND = 600.0
+"""Seconds that a disturbed run may take: half a minute of its own, the rest for servers that do not answer, and for a
+machine that does something else."""
+HANGING = 1500.0
+"""The same where a server takes connections and never answers: each question costs a client some minutes."""
 
 
 def clean(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -139,7 +142,7 @@ class Run:
             raise Failed("hang", f"it did not end in {seconds:.0f} s: {self.said}") from None
         if status not in allowed:
             raise Failed("undocumented", f"exit status {status}: {self.said}")
-        if wrong := re.search(r"Traceback|Internal error|\bException\b.*\n +at ", self.said):
+        if wrong := re.search(r"Traceback|Internal error|Service '\w+' failed|Error logging to API", self.said):
             raise Failed("undocumented", f"status {status}, {wrong[0]}: {self.said}")
         if status and not re.search(r"(?m)^Error: .{20,}$|^Stopped", self.said):
             raise Failed("undocumented", f"status {status} without a sentence: {self.said}")
