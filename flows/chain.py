@@ -63,7 +63,8 @@ def mirrored(tell: Callable[[str], None] = say) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        tell(f"Prefect cannot show all of this run ({type(error).__name__}: {error}); the run goes on")
+        what = without_secrets(f"{type(error).__name__}: {error}")
+        tell(f"Prefect cannot show all of this run ({what}); the run goes on")
 
 
 class Chain:

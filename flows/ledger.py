@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import write_atomic
-from tasks.errors import InterruptedRun, MaskmillError
+from tasks.errors import InterruptedRun, MaskmillError, without_secrets
 
 STAGES = ("corpus", "vocabulary", "shards", "pretrain", "evaluate", "register")
 DONE = ("reused", "fetched", "made")
@@ -114,7 +114,8 @@ def _outcome(error: BaseException) -> tuple[str, int, str]:
     if isinstance(error, InterruptedRun) or not isinstance(error, Exception):  # Ctrl-C, SIGTERM
         return "interrupted", InterruptedRun.exit_code, "stopped from outside"
     code = error.exit_code if isinstance(error, MaskmillError) else MaskmillError.exit_code
-    return "failed", code, f"{error}" if isinstance(error, MaskmillError) else f"{type(error).__name__}: {error}"
+    said = f"{error}" if isinstance(error, MaskmillError) else f"{type(error).__name__}: {error}"
+    return "failed", code, without_secrets(said)
 
 
 def read(home: Path, limit: int | None = None) -> list[Entry]:

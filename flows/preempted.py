@@ -20,7 +20,7 @@ from prefect.utilities.engine import propose_state_sync
 
 from flows import faults
 from flows.doctor import MOST
-from tasks.errors import InterruptedRun, MaskmillError, UnreachableError
+from tasks.errors import InterruptedRun, MaskmillError, UnreachableError, without_secrets
 from tasks.progress import say
 
 PAUSE = 30.0
@@ -52,7 +52,7 @@ def _is_settled(run: UUID, error: MaskmillError | SystemExit) -> bool:
     try:
         return _settle(run, error)
     except Exception as trouble:  # the server is away: the run will be found to have crashed, and taken up then
-        say(f"The run cannot be rescheduled ({type(trouble).__name__}: {trouble}).")
+        say(without_secrets(f"The run cannot be rescheduled ({type(trouble).__name__}: {trouble})."))
         return False
 
 

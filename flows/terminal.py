@@ -24,6 +24,7 @@ from tasks.errors import (
     UsageError,
     is_out_of_memory,
     of_disk,
+    without_secrets,
 )
 from tasks.progress import say
 
@@ -41,7 +42,7 @@ def explained() -> Iterator[None]:
         raise typer.Exit(InterruptedRun.exit_code) from None
     except MaskmillError as error:
         if debugging:
-            traceback.print_exc()
+            _show_traceback()
         say(f"Error: {error}")
         raise typer.Exit(error.exit_code) from None
     except (typer.Exit, typer.Abort):
@@ -56,14 +57,15 @@ def explained() -> Iterator[None]:
         if _nobody_reads(error):
             raise typer.Exit from None
         if debugging:
-            traceback.print_exc()
+            _show_traceback()
         if is_out_of_memory(error):
             say("Error: Out of memory; run again when more of it is free, or on a larger machine.")
             raise typer.Exit(MemoryExhausted.exit_code) from None
         if isinstance(error, OSError) and (told := _said_by_the_system(error)):
             say(f"Error: {told}")
             raise typer.Exit(told.exit_code) from None
-        say(f"Internal error: {type(error).__name__}: {error}. Run again with --debug for the traceback.")
+        what = without_secrets(f"{type(error).__name__}: {error}")
+        say(f"Internal error: {what}. Run again with --debug for the traceback.")
         raise typer.Exit(MaskmillError.exit_code) from None
 
 
@@ -83,6 +85,11 @@ def _nobody_reads(error: Exception) -> bool:
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
     return closed
+
+
+def _show_traceback() -> None:
+    """Of the error that is being handled. Libraries put addresses with their passwords into what they raise."""
+    print(without_secrets(traceback.format_exc()), file=sys.stderr)
 
 
 def _said_by_the_system(error: OSError) -> MaskmillError | None:

@@ -116,8 +116,9 @@ def launch(
     return Server(name, f"http://{at}", health, process, log)
 
 
-def start_prefect(home: Path, port: int, access: Access = Access()) -> Server:  # noqa: B008  (frozen)
+def start_prefect(home: Path, port: int, access: Access | None = None) -> Server:
     """Prefect's server with its UI and scheduler."""
+    access = access or Access()
     words = [str(Path(__file__).with_name("prefect_server.py")), "server", "start"]
     words += ["--host", access.host, "--port", str(port)]
     return _start(home, "Prefect", f"{access.near}:{port}", "/api/health", words, access.prefect(port))
@@ -132,8 +133,9 @@ def start_embedded_prefect(home: Path) -> Server:
     return _start(home, "Prefect", f"{HOST}:{port}", "/api/health", words, extra)
 
 
-def start_mlflow(home: Path, port: int, access: Access = Access()) -> Server:  # noqa: B008  (frozen)
+def start_mlflow(home: Path, port: int, access: Access | None = None) -> Server:
     """MLflow's server with one worker. Without its job runner, which would add seven processes and 700 MB."""
+    access = access or Access()
     words, settings = access.mlflow(port, home)
     words = ["-m", "mlflow", "server", "--port", str(port), "--workers", "1", *words]
     words += ["--artifacts-destination", str(tracking.artifact_root(home))]
@@ -215,8 +217,9 @@ def prefect_api(home: Path) -> Iterator[None]:
         server.stop()
 
 
-def serve(home: Path, prefect_port: int = 4200, mlflow_port: int = 5000, access: Access = Access()) -> None:  # noqa: B008
+def serve(home: Path, prefect_port: int = 4200, mlflow_port: int = 5000, access: Access | None = None) -> None:
     """Both servers until Ctrl-C; their addresses on stdout, and in <home>/ui.json for `maskmill run`."""
+    access = access or Access()
     if addresses := running(home):
         show(addresses)
         say("Both are already up, started by another `maskmill ui`.")

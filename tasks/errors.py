@@ -10,9 +10,12 @@ import re
 
 
 class MaskmillError(Exception):
-    """An error that maskmill can explain."""
+    """An error that maskmill can explain. What it says shows no secrets, wherever it is written down."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class UsageError(MaskmillError):
@@ -135,9 +138,18 @@ HIDDEN = "?…"
 """What stands for the query of an address."""
 
 
+_NAMED = re.compile(
+    r"\b((?:[A-Z][A-Z0-9_]*_)?(?:TOKEN|KEY|SECRET|PASSWORD)(?:=['\"]?|['\"]\s*:\s*['\"]))[^\s'\",;}\]]+"
+)
+_HEADER = re.compile(r"\b(authorization['\"]?\s*[:=]\s*['\"]?\w+\s+|bearer\s+(?=\S{16}))[\w.~+/-]+=*", re.IGNORECASE)
+
+
 def without_secrets(text: str) -> str:
-    """A text whose addresses show no user, password and query."""
-    return without_queries(re.sub(r"://[^/@\s]*@", "://…@", text))
+    """A text whose addresses show no user, password and query, and that shows nothing of what follows ..._TOKEN=,
+    ..._KEY=, ..._SECRET=, ..._PASSWORD= or Authorization: Bearer, Basic."""
+    text = re.sub(r"://[^/@\s]*@", "://…@", text)
+    text = _HEADER.sub(r"\1…", _NAMED.sub(r"\1…", text))
+    return without_queries(text)
 
 
 def without_queries(text: str) -> str:
