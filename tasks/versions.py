@@ -311,8 +311,8 @@ def _said(home: Path, error: Exception) -> MaskmillError:
         return DiskError(f"The disk that holds the registry at {where} fails; look after it and run again.")
     if any(sign in text for sign in DAMAGED):
         return DataError(
-            f"The registry at {where} is damaged: {text}; put a copy of it back, or move it away and run again: what is "
-            "in the store is registered anew."
+            f"The registry at {where} is damaged: {text}; put a copy of it back, or move it away and run again: what "
+            "is in the store is registered anew."
         )
     if _AWAY.search(text) or isinstance(error, ConnectionError | TimeoutError):
         # what follows in the text are the innards of urllib3
