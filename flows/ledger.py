@@ -17,6 +17,7 @@ from typing import Any
 
 from tasks.artifacts import write_atomic
 from tasks.errors import InterruptedRun, MaskmillError, without_secrets
+from tasks.manifests import json_of
 
 STAGES = ("corpus", "vocabulary", "shards", "pretrain", "evaluate", "register")
 DONE = ("reused", "fetched", "made")
@@ -57,6 +58,10 @@ class Entry:
     def stage(self) -> str:
         """The stage that did not end well, or that is running; "" otherwise."""
         return next((name for name, it in self.stages.items() if it["state"] not in DONE), "")
+
+
+NO_TEXTS = ("started", "ended", "exit_code", "stages", "needs")
+"""Fields of an entry that are no texts."""
 
 
 class Recorder:
@@ -123,14 +128,32 @@ def read(home: Path, limit: int | None = None) -> list[Entry]:
     paths = sorted((home / "runs").glob("*.json"), reverse=True)[:limit]
     entries = []
     for path in paths:
-        with suppress(OSError, ValueError, TypeError):  # a damaged entry hides one line of history, nothing else
-            entry = Entry(**json.loads(path.read_bytes()))
+        with suppress(
+            OSError, ValueError, TypeError, KeyError, AttributeError
+        ):  # a damaged entry hides one line of history, nothing else
+            entry = _entry(path.read_bytes())
             if entry.state == "running" and not _held(path.with_suffix(".lock")):
                 entry.state = "crashed"
                 if entry.stage:
                     entry.stages[entry.stage]["state"] = "crashed"
             entries.append(entry)
     return entries
+
+
+def _entry(data: bytes) -> Entry:
+    """Raises ValueError or TypeError for what no Recorder wrote."""
+    entry = Entry(**json_of(data))
+    texts = [value for name, value in vars(entry).items() if name not in NO_TEXTS]
+    stages = list(entry.stages.values())
+    texts += [*entry.needs, *entry.stages]
+    for stage in stages:
+        texts += [stage["state"], stage.get("key", ""), stage.get("digest", ""), *stage.get("inputs", ())]
+    times = [entry.started, entry.ended or 0, entry.exit_code or 0]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(one, int | float) for one in times):
+        raise TypeError("a field has another type")
+    if not all(abs(one) < 1e11 for one in times):
+        raise ValueError("no time")
+    return entry
 
 
 def stopped(home: Path, settings: str) -> Entry | None:

@@ -21,6 +21,7 @@ from flows.recipe import Recipe
 from tasks import adopted, artifacts, corpus, evaluate, modalities, pretrain, registry, shards, tracking, vocabulary
 from tasks.artifacts import Identity, Manifest, Store
 from tasks.errors import DataError
+from tasks.manifests import json_of
 
 LONGEST = 40
 """Characters of a value in a reason."""
@@ -243,7 +244,7 @@ def _is_registered(verdict: Verdict, home: Path) -> bool:
 
 def _digest(folder: Path) -> str | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads((folder / artifacts.MANIFEST).read_bytes())["digest"]
+        return str(json_of((folder / artifacts.MANIFEST).read_bytes())["digest"])
     return None
 
 

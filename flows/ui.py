@@ -5,6 +5,7 @@ Each is a process of its own with its words in <home>/logs, so that this process
 
 import ctypes
 import fcntl
+import http.client
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +23,7 @@ from flows.access import HOST, Access, enter_mlflow, enter_prefect
 from tasks import tracking
 from tasks.artifacts import write_atomic
 from tasks.errors import MaskmillError, UsageError, without_secrets
+from tasks.manifests import json_of
 from tasks.progress import progress, say
 
 EMBEDDED = "MASKMILL_PREFECT_EMBEDDED"
@@ -67,7 +68,7 @@ def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as reply:
             return reply.status == 200
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -148,10 +149,11 @@ def start_mlflow(home: Path, port: int, access: Access | None = None) -> Server:
 def running(home: Path) -> dict[str, str] | None:
     """Addresses of the `maskmill ui` that is up, {"prefect", "mlflow"}, or None."""
     try:
-        addresses = json.loads((home / "ui.json").read_bytes())
-    except (OSError, ValueError):
+        addresses = json_of((home / "ui.json").read_bytes())
+        found = {name: str(addresses[name]) for name in ("prefect", "mlflow")}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return addresses if answers(addresses["prefect"] + "/api/health") else None
+    return found if answers(found["prefect"] + "/api/health") else None
 
 
 def reach(home: Path) -> str:

@@ -109,15 +109,19 @@ def finished_unit(scratch: Path, name: str) -> dict[str, Any] | None:
             receipt = read_sealed(path)
         except OSError as error:  # somebody else found it damaged, or it is no file
             raise DataError(f"{path} cannot be read ({error.strerror}).") from None
-        for entry, what in receipt["files"].items():
-            if size_of(scratch / entry) != what["bytes"] or file_digest(scratch / entry) != what["sha256"]:
-                raise DataError(f"{scratch / entry} is damaged.")
+        try:
+            facts: dict[str, Any] = dict(receipt["facts"])
+            for entry, what in receipt["files"].items():
+                if size_of(scratch / entry) != what["bytes"] or file_digest(scratch / entry) != what["sha256"]:
+                    raise DataError(f"{scratch / entry} is damaged.")
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise DataError(f"{path} is damaged: it lacks a field of a receipt.") from None
     except DataError as error:
         say(f"{error} That unit is made again.")
         with suppress(OSError):
             path.unlink(missing_ok=True)
         return None
-    return receipt["facts"]
+    return facts
 
 
 @dataclass(frozen=True)

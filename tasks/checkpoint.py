@@ -214,6 +214,8 @@ def _receipt(path: Path) -> dict[str, Any]:
         receipt = json.loads(path.with_suffix(".json").read_bytes())
         seal = receipt.pop("seal")
         sealed = digest_of(receipt) == seal and _path(path.parent, receipt["step"]) == path
+        kinds = {"bytes": int, "sha256": str, "regular": bool, "state": dict}
+        sealed = sealed and all(isinstance(receipt[name], kind) for name, kind in kinds.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sealed = False
     if not sealed:

@@ -10,8 +10,9 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from .artifacts import file_digest, write_atomic
+from .artifacts import digest_of, file_digest, write_atomic
 from .hardware import thread_count
+from .manifests import json_of
 from .progress import progress
 
 MEMORY = "digests.json"
@@ -32,13 +33,13 @@ class Digest(NamedTuple):
 
 
 class Memory:
-    """Digests of files by absolute path, size, mtime, inode and ctime. Losing it costs time only."""
+    """Digests of files by absolute path, size, mtime, inode and ctime. Losing it, or a part, costs time only."""
 
     def __init__(self, store_root: Path) -> None:
         self.path = store_root / MEMORY
         self.known: dict[str, list[int | str]] = {}
         with suppress(OSError, ValueError):
-            known = json.loads(self.path.read_bytes())
+            known = json_of(self.path.read_bytes())
             self.known = known if isinstance(known, dict) else {}
         self.changed = False
 
@@ -62,9 +63,10 @@ class Memory:
             return Digest("unreadable")
         if not stat.S_ISREG(state.st_mode):  # a pipe or a device would block or never end
             return Digest("not a regular file")
-        entry = self.known.get(str(path.absolute()))
-        if entry and tuple(entry[:-1]) == _stamp(state):
-            return Digest(str(entry[-1]), state.st_size, _stamp(state))
+        entry = self.known.get(name := str(path.absolute()))
+        digest = entry[4] if isinstance(entry, list) and len(entry) == 6 else None
+        if isinstance(digest, str) and entry == _entry(name, *_stamp(state), digest):
+            return Digest(digest, state.st_size, _stamp(state))
         return None
 
     def _hash(self, paths: Sequence[Path], unknown: Sequence[int]) -> Iterator[tuple[int, Digest]]:
@@ -86,9 +88,16 @@ class Memory:
             return Digest("unreadable", _size(path))
         if before != after or time.time() - after[1] / 1e9 < SETTLED:
             return Digest(digest, after[0])
-        self.known[str(path.absolute())] = [*after, digest]
+        name = str(path.absolute())
+        self.known[name] = _entry(name, *after, digest)
         self.changed = True
         return Digest(digest, after[0], after)
+
+
+def _entry(name: str, *what: int | str) -> list[int | str]:
+    """What is remembered of a file, and what says that it is what was remembered: a bit of a digest that is another
+    would make all that follows from it again, under other keys."""
+    return [*what, digest_of([name, *what])[:16]]
 
 
 def _stamp(state: os.stat_result) -> tuple[int, ...]:

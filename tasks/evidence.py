@@ -8,7 +8,6 @@ of theirs: so two versions are compared long afterwards, on a machine that has n
 (weights, vocabulary, test set) stands in the schema.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,17 @@ from .artifacts import Manifest, canonical
 from .cleaning import document_id
 from .errors import DataError
 from .gate import Evidence, Sums
+from .manifests import json_of
 from .results import CHAMPION, MODEL, Units
 
 FILE = "scores.arrow"
 ABOUT = b"about"
 """Key in the schema's metadata: {"test", "rate", "copies", "models": {label: {"pretrain", "vocabulary", …}}}."""
 LABELS = (MODEL, CHAMPION)
+SCHEMA = pa.schema(
+    [("kind", pa.string()), ("group", pa.string()), ("name", pa.string()), ("n", pa.int64())]
+    + [(label, pa.float64()) for label in LABELS]
+)
 
 
 def document_ids(corpus: Manifest, split: str) -> tuple[str, ...]:
@@ -59,11 +63,7 @@ def ids_of(documents: pa.RecordBatch) -> list[str]:
 
 def write(path: Path, units: Sequence[Units], about: Mapping[str, Any]) -> None:
     """Same units, same bytes. A model that was not asked a kind of thing has NaN there."""
-    schema = pa.schema(
-        [("kind", pa.string()), ("group", pa.string()), ("name", pa.string()), ("n", pa.int64())]
-        + [(label, pa.float64()) for label in LABELS],
-        metadata={ABOUT: canonical(about)},
-    )
+    schema = SCHEMA.with_metadata({ABOUT: canonical(about)})
     batches = [
         pa.record_batch(
             [
@@ -89,15 +89,33 @@ def read_units(path: Path) -> tuple[tuple[Units, ...], dict[str, Any]]:
     """The inverse of `write`; a label without a score is left out. Raises DataError where the file is none of ours."""
     try:
         with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-            about = json.loads((reader.schema.metadata or {})[ABOUT])
+            if not reader.schema.equals(SCHEMA):
+                raise ValueError(f"its columns are {', '.join(reader.schema.names)}")
+            about = _checked(json_of((reader.schema.metadata or {})[ABOUT]))
             found = [_units(reader.get_batch(number)) for number in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError, IndexError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         why = (str(error).splitlines() or [""])[0]
         raise DataError(f"{path} cannot be read as scores ({why}).") from None
     return tuple(found), about
 
 
+def _checked(about: Any) -> dict[str, Any]:
+    """What scores are of. Raises KeyError, TypeError or AttributeError where that is not what `write` is told."""
+    texts = [about["test"], about["rate"]]
+    for label, of in about["models"].items():
+        texts += [label, of["pretrain"], of["vocabulary"]]
+        if not isinstance(of["changes_text"], bool):
+            raise TypeError("changes_text is no truth value")
+    copies = dict(about["copies"])
+    texts += [copies.get("unknown") or "", *copies.get("examples", ())]
+    numbers = [copies.get(name, 0) for name in ("equal", "near")]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise TypeError("what it is of has another type")
+    return dict(about)
+
+
 def _units(batch: pa.RecordBatch) -> Units:
+    batch.validate(full=True)  # one bit in the offsets of a text aborts the process that looks at it
     sums = {label: values(batch.column(label)).copy() for label in LABELS}
     return Units(
         kind=str(batch.column("kind")[0].as_py()) if len(batch) else "",

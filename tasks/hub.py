@@ -1,10 +1,10 @@
 """Datasets of Hugging Face: a folder of `save_to_disk`, or one of the hub at the revision that it has now."""
 
-import json
 import os
 from pathlib import Path
 
 from .errors import UsageError
+from .manifests import json_of
 from .remotes import failed, without_secrets
 
 MARKS = (("dataset_info.json", "state.json"), ("dataset_dict.json",))
@@ -20,11 +20,12 @@ def saved(uri: str) -> tuple[Path, list[Path]]:
     root = Path(uri.removeprefix("hf:"))
     states = sorted(root.glob("state.json")) or sorted(root.glob("*/state.json"))
     try:
-        listed = [(path.parent, json.loads(path.read_bytes())["_data_files"]) for path in states]
+        listed = [(path.parent, json_of(path.read_bytes())["_data_files"]) for path in states]
         files = [folder / one["filename"] for folder, entries in listed for one in entries]
-    except (ValueError, KeyError, TypeError):
-        files = []
-    if any(not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) for path in files):
+        outside = any(not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) for path in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        files, outside = [], False
+    if outside:
         raise UsageError(f"The source {uri} names files outside its folder in state.json; save it again.")
     if not files:
         raise UsageError(f"The source {uri} is no save_to_disk folder of datasets; give the path without hf:.")

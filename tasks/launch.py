@@ -23,7 +23,8 @@ from types import FrameType
 from typing import Any
 
 from .artifacts import canonical, write_atomic
-from .errors import DiskError, InterruptedRun, MaskmillError, UsageError
+from .errors import DataError, DiskError, InterruptedRun, MaskmillError, UsageError
+from .manifests import json_of
 from .progress import say
 
 JOB, OUTCOME = "job.json", "outcome.json"
@@ -133,7 +134,10 @@ def environment(config: Mapping[str, Any]) -> dict[str, str]:
 def outcome(scratch: Path, returned: int) -> dict[str, Any]:
     """What the trainer left. Raises what it stands for, where it is not success."""
     path = scratch / OUTCOME
-    said = json.loads(path.read_bytes()) if path.exists() else {}
+    try:
+        said = dict(json_of(path.read_bytes())) if path.exists() else {}
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is damaged; run again to go on from {kept(scratch)}.") from None
     if not said and returned > 0 and (scratch / STOP).exists():  # torchrun, before its ranks could say anything
         raise InterruptedRun("pretrain: stopped by a signal while it started; run again to go on from where it was.")
     if said.get(BUG):

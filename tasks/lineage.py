@@ -5,7 +5,6 @@
 A version's tags name every artifact by its digest, manifests what each was made from, places.py where files lie.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import places, tracking
 from .artifacts import MANIFEST, Manifest, Store, digest_of, file_digest, load, verify
 from .errors import DataError
-from .manifests import size_of
+from .manifests import json_of, size_of
 from .places import File
 from .progress import progress
 
@@ -207,7 +206,7 @@ def _folder(store: Store, stage: str, digest: str) -> tuple[Path | None, list[Pa
     pages, unreadable = {}, []
     for folder in store.folders(stage):
         try:
-            pages[folder] = json.loads((folder / MANIFEST).read_bytes())
+            pages[folder] = json_of((folder / MANIFEST).read_bytes())
             if pages[folder]["digest"] == digest:
                 return folder, []
         except FileNotFoundError:
@@ -216,7 +215,7 @@ def _folder(store: Store, stage: str, digest: str) -> tuple[Path | None, list[Pa
             unreadable.append(folder)
     parts = ("stage", "version", "config", "inputs", "files", "counts", "facts")
     for folder, value in pages.items():  # a bit of the digest itself may be what is damaged
-        with suppress(KeyError, TypeError, AttributeError):
+        with suppress(KeyError, TypeError, AttributeError, ValueError):
             if digest_of({part: value[part] for part in parts}) == digest:
                 return folder, []
     return None, unreadable
@@ -226,7 +225,7 @@ def _inputs(folder: Path, stage: str) -> dict[str, str]:
     """Also of an artifact whose files are damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         if stage != "corpus":
-            return dict(json.loads((folder / MANIFEST).read_bytes())["inputs"])
+            return dict(json_of((folder / MANIFEST).read_bytes())["inputs"])
     return {}
 
 
@@ -251,7 +250,7 @@ def _origins(manifest: Manifest, hashed: bool) -> tuple[Origin, ...]:
 def model_findings(folder: Path) -> list[str]:
     """What differs in a registered model's folder from the digests that were registered with it; [] is a clean bill."""
     try:
-        expected = json.loads((folder / "digests.json").read_bytes())["sha256"]
+        expected = json_of((folder / "digests.json").read_bytes())["sha256"]
         there = {name: file_digest(folder / name) for name in expected if size_of(folder / name) is not None}
         wrong = [name for name, digest in expected.items() if there.get(name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

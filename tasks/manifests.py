@@ -41,6 +41,14 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
+def json_of(data: bytes) -> Any:
+    """The value of some JSON. ValueError where it is none, also for nesting without end."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def file_digest(path: Path) -> str:
     """sha256 (64 hex characters) of a file's bytes."""
     with open(path, "rb") as file:
@@ -96,9 +104,10 @@ def unsealed(data: bytes, where: Path | str) -> dict[str, Any]:
     try:
         value = json.loads(data)
         seal = value.pop("seal")
+        honest = digest_of(value) == seal and page(value | {"seal": seal}) == data  # ValueError: a NaN
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{where} is damaged: not a sealed JSON object; run again to make it anew.") from None
-    if digest_of(value) != seal or page(value | {"seal": seal}) != data:
+    if not honest:
         raise DataError(f"{where} is damaged: its bytes are not those that were sealed; run again to make it anew.")
     return value
 
@@ -234,13 +243,27 @@ def parsed(data: bytes, where: Path | str, folder: Path) -> Manifest:
         honest = value["key"] == identity.key and value["digest"] == digest_of(
             body_of(identity, files, manifest.counts, manifest.facts)
         )
-    except (KeyError, TypeError, AttributeError):
+        _check_types(manifest)
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError(f"{where} is damaged: it lacks a field of a manifest; run again to make it anew.") from None
     if not honest:
         raise DataError(f"{where} is damaged: its key or digest does not follow from its contents; run again.")
     for name in files:
         _check_inside(where, name)
     return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises TypeError: a seal says that somebody sealed it, not that it was maskmill."""
+    identity = manifest.identity
+    mappings = (identity.config, identity.inputs, manifest.counts, manifest.facts, manifest.libraries)
+    whole = [entry.bytes for entry in manifest.files.values()] + [identity.version]
+    words = [entry.sha256 for entry in manifest.files.values()] + [identity.stage, *identity.inputs.values()]
+    for kind, some in ((dict, mappings), (int, whole), (str, words)):
+        if not all(isinstance(one, kind) for one in some):
+            raise TypeError(f"a {kind.__name__} is expected")
+    if not all(0 <= size < 1 << 63 for size in whole):
+        raise ValueError("a size that no file has")
 
 
 def check_parent(stage: str, made: Manifest, parent: Manifest) -> None:
@@ -257,7 +280,11 @@ def check_parent(stage: str, made: Manifest, parent: Manifest) -> None:
 
 def _check_inside(where: Path | str, name: str) -> None:
     parts = Path(name).parts
-    if Path(name).is_absolute() or ".." in parts or not parts or "\0" in name:
+    try:
+        fits = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        fits = False
+    if Path(name).is_absolute() or ".." in parts or not parts or not fits:
         raise DataError(f"{where} names {name!r}, a file outside its folder; delete the folder.")
 
 

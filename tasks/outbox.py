@@ -10,7 +10,6 @@ not held was left behind, and whoever can take the lock may deliver it. The file
 """
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from .artifacts import canonical, fsync
+from .manifests import json_of
 
 FOLDER = "outbox"
 CHUNK = 1 << 20
@@ -177,8 +177,7 @@ class Outbox:
         for text in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
             at += len(text)
             with suppress(ValueError):
-                if isinstance(entry := json.loads(text), dict):
-                    lines.append(Line(entry, at))
+                lines.append(Line(_entry(text), at))
         return lines, at
 
 
@@ -187,11 +186,23 @@ def heads(folder: Path) -> Iterator[tuple[Path, Entry]]:
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with open(path, "rb") as file:
-                head = json.loads(file.readline())
+                head = _entry(file.readline())
         except (OSError, ValueError):
             continue
-        if isinstance(head, dict) and head.get("do") == "open":
+        if head.get("do") == "open":
             yield path, head
+
+
+def _entry(line: bytes) -> Entry:
+    """Raises ValueError where a line is none."""
+    entry = json_of(line)
+    sent = entry.get("sent") if isinstance(entry, dict) else None
+    known = isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("do", "stage"))
+    if known and (entry["do"] != "metrics" or isinstance(entry.get("metrics"), dict)):
+        return dict(entry)
+    if isinstance(sent, int) and sent >= 0 and "do" not in entry:
+        return {"sent": sent}
+    raise ValueError("neither an entry nor how far they are delivered")
 
 
 def batches(lines: Sequence[Line], most: int) -> Iterator[list[Line]]:

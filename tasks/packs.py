@@ -13,7 +13,6 @@ more than reading it. Packs are hashed when they are taken up again; one that is
 """
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -34,6 +33,7 @@ from .artifacts import digest_of, finish_unit, finished_unit, save_array
 from .books import Books, is_fault
 from .cleaning import Cleaner, Cleaning, document_id
 from .leakage import Probe
+from .manifests import json_of
 from .minhash import NearDuplicates, Signer
 from .quarantine import Faults
 from .reading import documents, refuse_changed
@@ -86,7 +86,7 @@ def index(folder: Path) -> dict[str, str]:
     for receipt in sorted(folder.glob("pack-*.receipt.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             pack = receipt.name.removesuffix(".receipt.json")
-            found |= dict.fromkeys(json.loads(receipt.read_bytes())["facts"]["entries"], pack)
+            found |= dict.fromkeys(json_of(receipt.read_bytes())["facts"]["entries"], pack)
     return found
 
 
@@ -114,7 +114,8 @@ def read(reading: Reading, folder: Path, manner: Manner) -> tuple[str, dict[str,
 def _taken_up(folder: Path, pack: str, keys: Sequence[str]) -> dict[str, Any] | None:
     """The facts of a pack that is there, whole, and has these files."""
     facts = finished_unit(folder, pack)
-    if facts is None or not set(keys) <= set(facts["entries"]) or not (folder / pack / "texts.arrow").exists():
+    entries = facts.get("entries") if facts else None
+    if not isinstance(entries, dict) or not set(keys) <= set(entries) or not (folder / pack / "texts.arrow").exists():
         return None
     os.utime(folder / f"{pack}.receipt.json")
     return facts

@@ -4,7 +4,7 @@ A corpus's key knows its sources by their bytes, never by their place. So places
 digest, as all that depends on the machine: `measured.sources.jsonl`, a line for each file.
 """
 
-import json
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Any
 
 from .artifacts import canonical, file_digest, write_atomic
 from .errors import DataError
+from .manifests import json_of
 from .remotes import without_secrets
 from .sources import Surveyed
 
@@ -60,7 +61,7 @@ def files(folder: Path, hashed: bool = False) -> dict[str, list[File]]:
     path = folder / PLACES
     try:
         for line in path.read_bytes().splitlines():
-            place = json.loads(line)
+            place = json_of(line)
             state = UNASKED if place["away"] else _state(place, hashed)
             one = File(place["label"], place["path"], place["digest"], place["bytes"], state)
             found.setdefault(place["source"], []).append(one)
@@ -73,6 +74,8 @@ def _state(place: Mapping[str, Any], hashed: bool) -> str:
     path = Path(place["path"])
     try:
         now = path.stat()
+        if not stat.S_ISREG(now.st_mode):  # a pipe or a device would block or never end
+            return CHANGED
         if place["bytes"] and now.st_size != place["bytes"]:
             return CHANGED
         stamp = [now.st_size, now.st_mtime_ns, now.st_ino, now.st_ctime_ns]

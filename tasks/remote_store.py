@@ -262,9 +262,10 @@ class Remote:
         """The files beside the manifest: name -> text. Without them an artifact is as good as with them."""
         name = f"{below}/{MEASURED}.json"
         with suppress(DataError):
-            if data := self._cat(name, KEPT):
-                found: dict[str, str] = unsealed(data, f"{self}/{name}").get("files", {})
-                return {path: text for path, text in found.items() if path.startswith(MEASURED) and "/" not in path}
+            if (data := self._cat(name, KEPT)) and isinstance(
+                found := unsealed(data, f"{self}/{name}").get("files"), dict
+            ):
+                return {path: text for path, text in found.items() if _is_figures(path, text)}
         self._say(f"{self}/{name} is missing or damaged: what was measured when it was made is left out.")
         return {}
 
@@ -342,6 +343,15 @@ def _measured(folder: Path) -> dict[str, str]:
 
     paths = [path for path in sorted(folder.glob(f"{MEASURED}*")) if path.is_file() and path.name != PLACES]
     return {path.name: path.read_text(errors="surrogateescape") for path in paths}
+
+
+def _is_figures(name: str, text: Any) -> bool:
+    """Is that the name and the text of a file beside a manifest?"""
+    try:
+        text.encode(errors="surrogateescape")
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return name.startswith(MEASURED) and name.isascii() and name.isprintable() and "/" not in name and len(name) < 256
 
 
 @contextmanager

@@ -10,7 +10,6 @@ what is left of it goes with the next time, or when the artifact is made again.
 """
 
 import fcntl
-import json
 import os
 import shutil
 import stat
@@ -23,6 +22,7 @@ from pathlib import Path
 from . import packs
 from .artifacts import MANIFEST, Store
 from .errors import DataError
+from .manifests import json_of
 
 DAY = 86400.0
 GONE = "old-removed"
@@ -78,8 +78,11 @@ def nodes(store: Store, stages: Iterable[str]) -> list[Node]:
         for folder in store.folders(stage):
             path = folder / MANIFEST
             try:
-                value, made = json.loads(path.read_bytes()), path.stat().st_mtime
-                found.append(Node(stage, folder.name, value["digest"], tuple(value["inputs"].values()), folder, made))
+                value, made = json_of(path.read_bytes()), path.stat().st_mtime
+                digest, inputs = value["digest"], tuple(value["inputs"].values())
+                if not all(isinstance(one, str) for one in (digest, *inputs)):
+                    raise TypeError("a digest is no text")
+                found.append(Node(stage, folder.name, digest, inputs, folder, made))
             except FileNotFoundError:
                 continue  # somebody's folder, or one that went this moment: not ours to judge
             except (OSError, ValueError, KeyError, TypeError, AttributeError):

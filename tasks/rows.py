@@ -30,6 +30,9 @@ POSITIONS_AT_ONCE = 1 << 18
 twice as long."""
 
 
+SEGMENT = pa.struct([("length", pa.uint16()), ("document", pa.uint32()), ("start", pa.uint32())])
+
+
 class Masks(NamedTuple):
     """What a split's draws of 𝓜 are a function of, beside the address."""
 
@@ -139,9 +142,39 @@ def read(path: Path) -> pa.RecordBatch:
             reader = pa.ipc.open_file(file)
             if reader.num_record_batches != 1:
                 raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches instead of one")
-            return reader.get_batch(0)
-    except (pa.ArrowException, OSError) as error:
+            batch = reader.get_batch(0)
+            _check(batch)
+            return batch
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); run `maskmill verify shards`.") from None
+
+
+def _check(batch: pa.RecordBatch) -> None:
+    """Raises ArrowInvalid where an array would look outside the file, or a column is not what stands above.
+
+    Only offsets are walked through, one for each row.
+    """
+    batch.validate(full=True)
+    kinds = {"sequence": pa.uint64(), "segments": pa.list_(SEGMENT)}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        kind = column.type
+        if name == "tokens":
+            right = pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.uint16(), pa.uint32())
+            right = right and kind.list_size > 0
+        elif name in kinds:
+            right = kind == kinds[name]
+        else:
+            right = pa.types.is_fixed_size_binary(kind) and kind.byte_width > 0
+        if not right or column.null_count:
+            raise pa.ArrowInvalid(f"column {name} is {kind}, or has nulls")
+    if not {"tokens", "segments"} <= set(batch.schema.names) or len(set(batch.schema.names)) != batch.num_columns:
+        raise pa.ArrowInvalid(f"its columns are {', '.join(batch.schema.names)}")
+
+
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    if name not in batch.schema.names:
+        raise DataError(f"A file of shards lacks the column {name}; run `maskmill verify shards`.")
+    return batch.column(name)
 
 
 def segments_of(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -170,7 +203,7 @@ def payload_of(batch: pa.RecordBatch, length: int) -> NDArray[np.uint8]:
 
 
 def _bytes_of(batch: pa.RecordBatch, name: str) -> NDArray[np.uint8]:
-    column = batch.column(name)
+    column = _column(batch, name)
     width = column.type.byte_width
     return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)[column.offset :][: len(column)]
 

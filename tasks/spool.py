@@ -1,15 +1,25 @@
 """Reads the training process's metrics as they come: new lines of measured.metrics.jsonl, each once, in order."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .manifests import json_of
 from .progress import say
 
 Records = list[dict[str, Any]]
 """Lines of the spool: {"step": int, "timestamp_ms": int, "metrics": {name: float}}."""
+
+
+def record_of(line: bytes) -> dict[str, Any]:
+    """A line of the spool. Raises ValueError where it is none."""
+    record = json_of(line)
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), int) for name in ("step", "timestamp_ms"))
+    metrics = record.get("metrics") if whole else None
+    if not isinstance(metrics, dict) or not all(isinstance(one, int | float) for one in metrics.values()):
+        raise ValueError("no step, time or metrics")
+    return dict(record)
 
 
 class Spool:
@@ -52,7 +62,7 @@ class Spool:
             if not line.endswith(b"\n"):  # still being written
                 break
             try:
-                record = json.loads(line)
+                record = record_of(line)
             except ValueError:  # the tail of before a power cut, which the trainer is about to cut off
                 break
             self.offset += len(line)

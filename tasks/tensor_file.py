@@ -16,7 +16,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,12 +113,20 @@ def parse(image: Tensor) -> dict[str, Tensor]:
         if length > min(HEADER_MOST, len(head) - 8):
             raise ValueError("the header is longer than the file")
         entries = json.loads(bytes(head[8 : 8 + length]))
-        layout = lay_out({name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()})
+        layout = lay_out({name: (entry["dtype"], _shape(entry["shape"], len(head))) for name, entry in entries.items()})
         if layout.head != head[: 8 + length] or layout.size != len(head):
             raise ValueError("its tensors do not follow from its header")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise DataError(f"not a safetensors file as it is written here ({error})") from None
     return views(image, layout)
+
+
+def _shape(sizes: Sequence[int], most: int) -> tuple[int, ...]:
+    """Raises ValueError for a shape that no tensor has in a file of `most` bytes: two sizes below zero make a number of
+    elements above it."""
+    if not isinstance(sizes, list) or not all(type(one) is int and 0 <= one <= most for one in sizes):
+        raise ValueError("a shape of no sizes")
+    return tuple(sizes)
 
 
 class Image:

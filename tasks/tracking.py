@@ -26,6 +26,7 @@ from .journal import SPOOL
 from .outbox import FOLDER, Entry, Outbox
 from .progress import say
 from .sender import Sender
+from .spool import record_of
 from .system_metrics import Sampler
 
 if TYPE_CHECKING:
@@ -351,7 +352,7 @@ def _thinned(spool: Path) -> list[Record]:
     with suppress(OSError), open(spool, "rb") as file:
         for line in file:
             with suppress(ValueError):
-                records.append(json.loads(line))
+                records.append(record_of(line))
     nth = max(1, math.ceil(len(records) / CURVE_POINTS))
     validated = [any(name.startswith("validation/") for name in record["metrics"]) for record in records]
     last = len(records) - 1

@@ -1,0 +1,1 @@
+PARSERS = {}  # type: ignore
