@@ -3,6 +3,7 @@
 Prefect does it; what is here is the order, and errors that name the place. Applying twice changes nothing.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def deploy(home: Path, file: Path = FILE) -> Applied:
     """
     listed = check(file)
     server = ui.reach(home)
-    for pool in sorted({one.get("work_pool", {}).get("name", POOL) for one in listed}):
+    for pool in sorted({(one.get("work_pool") or {}).get("name", POOL) for one in listed}):
         _pool(pool)
     _slot()
     say(f"deploying {len(listed)} deployments of {file} to {server}")
@@ -63,19 +64,37 @@ def check(file: Path) -> list[dict[str, Any]]:
             if not isinstance(one.get(key), str):
                 raise UsageError(f"{place}: `{key}` is missing.")
         script, _, flow = one["entrypoint"].partition(":")
-        if not (environment.CHECKOUT / script).is_file() or not flow:
+        if not os.path.isfile(environment.CHECKOUT / script) or not flow:
             raise UsageError(f"{place}: entrypoint {one['entrypoint']} is no FILE:FLOW below {environment.CHECKOUT}.")
-        _check_parameters(place, one.get("parameters") or {})
-        for schedule in one.get("schedules") or []:
-            _check_parameters(place, (one.get("parameters") or {}) | (schedule.get("parameters") or {}))
+        if not isinstance(_group(place, one, "work_pool").get("name", POOL), str):
+            raise UsageError(f"{place}: the name of its `work_pool` is no text.")
+        parameters = _group(place, one, "parameters")
+        _check_parameters(place, parameters)
+        schedules = one.get("schedules") or []
+        if not isinstance(schedules, list) or not all(isinstance(schedule, dict) for schedule in schedules):
+            raise UsageError(f"{place}: `schedules` must be a list of schedules.")
+        for schedule in schedules:
+            _check_parameters(place, parameters | _group(place, schedule, "parameters"))
     return listed
+
+
+def _group(place: str, of: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The settings below a key; {} where there are none."""
+    found = of.get(key) or {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{place}: `{key}` must be a group of settings.")
+    return found
 
 
 def _check_parameters(place: str, parameters: Mapping[str, Any]) -> None:
     if "recipe" not in parameters:
         return
+    recipe, lists = parameters["recipe"], [parameters.get(name) or [] for name in ("source", "set")]
+    listed = all(isinstance(some, list) for some in lists)
+    if not listed or not all(isinstance(text, str) for text in (recipe, *lists[0], *lists[1])):
+        raise UsageError(f"{place}: `recipe` must be a text, `source` and `set` lists of texts.")
     try:
-        recipes.load(parameters["recipe"], parameters.get("source", ()), parameters.get("set", ()))
+        recipes.load(recipe, *lists)
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
 

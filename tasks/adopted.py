@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .artifacts import digest_of, file_digest
 from .errors import DataError, UsageError
 from .hub import words
+from .manifests import json_of
 from .progress import say
 from .remotes import failed
 from .special_tokens import SPECIAL_IDS, named_token, set_template
@@ -33,6 +34,8 @@ WELL_KNOWN = {
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
 }
 """Names of special tokens in BERT, RoBERTa, XLM-R, ALBERT, XLNet and their kin."""
+UNKNOWN = "\U0010fffd"
+"""A character that nobody has."""
 DROPS_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit"}
 
 
@@ -96,7 +99,7 @@ def find(address: str) -> Found:
 
 def _is_tokenizer(path: Path) -> bool:
     try:
-        page = json.loads(path.read_bytes())
+        page = json_of(path.read_bytes())
     except ValueError:
         return False
     return isinstance(page, dict) and isinstance(page.get("model"), dict)
@@ -158,9 +161,20 @@ def adopt(found: Found) -> Adopted:
     tokenizer = Tokenizer.from_str(json.dumps(whole, ensure_ascii=False))
     if any(tokenizer.token_to_id(names[role]) != number for role, number in special_ids.items()):
         raise DataError(f"vocabulary.tokenizer: the special tokens of {found.name} get other ids when it is loaded.")
+    _check_unknown(tokenizer, found.name)
     if tokenizer.encode("").ids != [special_ids["cls"], special_ids["sep"]]:
         set_template(tokenizer, special_ids)
     return Adopted(tokenizer, special_ids, [names[role] for role in added])
+
+
+def _check_unknown(tokenizer: "Tokenizer", name: str) -> None:
+    try:
+        tokenizer.encode(f"{UNKNOWN} a{UNKNOWN}")
+    except Exception as error:  # the library raises bare Exception
+        said = str(error).split("\n", 1)[0][:200]
+        raise DataError(
+            f"vocabulary.tokenizer: {name} cannot encode a text of unknown characters ({said}); give it an unknown token."
+        ) from None
 
 
 def _check_ids(tokenizer: "Tokenizer", name: str) -> None:
@@ -175,7 +189,8 @@ def _check_ids(tokenizer: "Tokenizer", name: str) -> None:
 
 def _settings(found: Found, name: str) -> dict[str, Any]:
     try:
-        read = json.loads(found.files[name].read_bytes())
+        read = json_of(found.files[name].read_bytes())
+        json.dumps(read, ensure_ascii=False).encode()  # half of a surrogate pair is in no token's name
     except ValueError as error:
         raise DataError(f"vocabulary.tokenizer: {name} of {found.name} is not JSON ({error}); mend it.") from None
     return read if isinstance(read, dict) else {}

@@ -29,4 +29,6 @@ def values(column: pa.Array) -> NDArray[Any]:
     if column.null_count:
         raise pa.ArrowInvalid("a number is null")
     # str(uint16()) is numpy's name, too; to_pandas_dtype would import pandas
-    return np.frombuffer(column.buffers()[1], np.dtype(str(column.type)))[column.offset :][: len(column)]
+    kind, end = np.dtype(str(column.type)), column.offset + len(column)
+    # A file may give a column more bytes than it has numbers.
+    return np.frombuffer(column.buffers()[1].slice(0, end * kind.itemsize), kind)[column.offset :]

@@ -19,6 +19,7 @@ from .artifacts import file_digest
 from .contest import contend
 from .errors import DataError, MaskmillError
 from .gate import Decision, Evidence, Rule
+from .manifests import json_of
 from .progress import say
 from .versions import CHAMPION, PREVIOUS, Version, brought, load_model, version_from
 
@@ -70,7 +71,14 @@ class Board:
 
     def rule(self, version: Version) -> Rule:
         """The rule that a version was registered with."""
-        return Rule(**json.loads(version.tags.get("rule", "{}")))
+        try:
+            found = Rule(**json_of(version.tags.get("rule", "{}")))
+            right = all(isinstance(value, int | float) for value in vars(found).values())
+        except (ValueError, TypeError):
+            right = False
+        if not right:
+            raise DataError(f"{version.name} version {version.version} has a damaged tag `rule`; register it again.")
+        return found
 
     def evidence(self, version: Version) -> dict[str, Evidence]:
         """By label; empty for a version that was registered before there was a gate. Raises DataError."""
@@ -209,10 +217,11 @@ class Board:
         try:
             if any(one.path == REPORT for one in self.client.list_artifacts(version.run)):
                 with TemporaryDirectory() as folder:
-                    last = json.loads(Path(self.client.download_artifacts(version.run, REPORT, folder)).read_bytes())
+                    path = Path(self.client.download_artifacts(version.run, REPORT, folder))
+                    last = dict(json_of(path.read_bytes()))
                 whole["earlier"] = [*last.pop("earlier", []), last]
             self.client.log_text(version.run, json.dumps(whole, indent=1, ensure_ascii=False), REPORT)
-        except (MlflowException, ValueError) as error:  # somebody deleted the run
+        except (MlflowException, ValueError, TypeError) as error:  # somebody deleted the run, or changed the report
             said = (str(error).splitlines() or [""])[0]
             say(f"{self.name} version {version.version}: its run takes no {REPORT} ({said}); its tags say the same")
 

@@ -48,7 +48,7 @@ def document_ids(corpus: Manifest, split: str) -> tuple[str, ...]:
                 column = "id" if "id" in file.schema_arrow.names else "text"
                 for batch in file.iter_batches(columns=[column, "split"]):
                     found += ids_of(batch.filter(pc.equal(batch["split"], split)))
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             why = (str(error).splitlines() or [""])[0]
             raise DataError(f"{path} cannot be read ({why}); run `maskmill verify corpus`.") from None
     return tuple(found)

@@ -73,7 +73,7 @@ def _walk(root: Path, pattern: Parts) -> Found:
     for folder, folders, files in os.walk(root, onerror=closed):
         parts = Path(folder).relative_to(root).parts
         inside = [name for name in sorted(folders) if _leads_to((*parts, name), pattern)]
-        folders[:] = list(_taken(Path(folder), inside, lambda path: LINKED if path.is_symlink() else "", found))
+        folders[:] = list(_taken(Path(folder), inside, lambda path: LINKED if os.path.islink(path) else "", found))
         chosen = [name for name in sorted(files) if _matches((*parts, name), pattern)]
         taken = _taken(Path(folder), chosen, lambda path: OUTSIDE if _is_outside(path, home) else "", found)
         found.files += [Path(folder, name) for name in taken]
@@ -90,7 +90,7 @@ def _taken(folder: Path, names: list[str], refused: Callable[[Path], str], found
 
 
 def _is_outside(path: Path, home: Path) -> bool:
-    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home)
+    return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(home)
 
 
 def _matches(parts: Parts, pattern: Parts) -> bool:
@@ -115,6 +115,6 @@ def _leads_to(parts: Parts, pattern: Parts) -> bool:
 def _why(path: Path, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "cannot be opened (permission denied)"
-    if path.is_symlink():
+    if os.path.islink(path):
         return f"is a link to {os.readlink(path)}, which leads nowhere"
     return "does not exist"

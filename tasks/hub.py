@@ -12,7 +12,7 @@ MARKS = (("dataset_info.json", "state.json"), ("dataset_dict.json",))
 
 
 def is_saved(path: str) -> bool:
-    return any(all(Path(path, name).is_file() for name in names) for names in MARKS)
+    return any(all(os.path.isfile(os.path.join(path, name)) for name in names) for names in MARKS)
 
 
 def saved(uri: str) -> tuple[Path, list[Path]]:

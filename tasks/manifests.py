@@ -41,7 +41,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def json_of(data: bytes) -> Any:
+def json_of(data: bytes | str) -> Any:
     """The value of some JSON. ValueError where it is none, also for nesting without end."""
     try:
         return json.loads(data)

@@ -189,7 +189,8 @@ def tokens_of(batch: pa.RecordBatch) -> NDArray[Any]:
     """Token ids as in the memory map: uint16 or uint32 (R, L)."""
     column = batch.column("tokens")
     length = column.type.list_size
-    return values(column.values).reshape(-1, length)[column.offset :][: len(column)]
+    end = column.offset + len(column)
+    return values(column.values)[: end * length].reshape(-1, length)[column.offset :]
 
 
 def stored_draw(batch: pa.RecordBatch, number: int) -> NDArray[np.uint8]:
@@ -205,7 +206,8 @@ def payload_of(batch: pa.RecordBatch, length: int) -> NDArray[np.uint8]:
 def _bytes_of(batch: pa.RecordBatch, name: str) -> NDArray[np.uint8]:
     column = _column(batch, name)
     width = column.type.byte_width
-    return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)[column.offset :][: len(column)]
+    end = column.offset + len(column)
+    return np.frombuffer(column.buffers()[1].slice(0, end * width), np.uint8).reshape(-1, width)[column.offset :]
 
 
 def draw(batch: pa.RecordBatch, masks: Masks, number: int) -> Iterator[NDArray[np.uint8]]:

@@ -5,7 +5,6 @@ of it that the version carries: no foreign code runs, and what an old version ca
 MLflow's own ways to a model (mlflow.pyfunc, mlflow models serve) run the copy.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from . import modalities, tracking, versions
 from .artifacts import digest_of
 from .errors import DataError, UsageError
+from .manifests import json_of
+from .streams import first_line
 from .versions import Version, home_of
 
 if TYPE_CHECKING:
@@ -58,22 +59,27 @@ def load(spec: str | None = None, home: Path | None = None) -> Served:
     """
     home = home_of(home)
     version = versions.find(spec, home)
-    from mlflow.exceptions import MlflowException
-
     with _folder(version, home) as folder:
-        modality = modalities.held_by(folder)
-        try:
-            model = modalities.module(modalities.MODALITIES[modality].front).served().open(folder)
-            weights = digest_of(json.loads((folder / DIGESTS).read_bytes())["sha256"])
-        except (MlflowException, OSError, ValueError, KeyError) as error:
-            said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
-            raise DataError(f"{version.name} version {version.version} cannot be loaded: {said}") from error
+        model, weights, modality = opened(folder, f"{version.name} version {version.version}")
     if weights != (tag := version.tags.get("weights", weights)):
         raise DataError(
             f"{version.name} version {version.version} is not the model that was registered: its {DIGESTS} has the "
             f"digest {weights[:12]}…, its tag says {tag[:12]}…; register it again."
         )
     return Served(version, weights, model, modality)
+
+
+def opened(folder: Path, name: str) -> tuple[Any, str, str]:
+    """The model of a registered folder, the digest of its files and its modality. Raises DataError, naming `name`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        modality = modalities.held_by(folder)
+        model = modalities.module(modalities.MODALITIES[modality].front).served().open(folder)
+        return model, digest_of(json_of((folder / DIGESTS).read_bytes())["sha256"]), modality
+    except Exception as error:  # files that are none: torch, safetensors and tokenizers raise what they like
+        said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"{name} cannot be loaded: {said}") from error
 
 
 def ask(

@@ -86,6 +86,8 @@ class Source:
             raise UsageError(
                 f"corpus.sources.encoding is {self.encoding!r}, which Python does not know; try utf-16 or cp1252."
             )
+        if "\0" in self.uri:
+            raise UsageError(f"The source {self.uri!r} has a zero character in its name; correct it.")
         if not all(self.text_key.split(".")):
             raise UsageError(
                 f"corpus.sources.text_key is {self.text_key!r}; name the key or column that holds the text, such as "

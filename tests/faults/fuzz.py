@@ -11,6 +11,7 @@ the run. A finding's bytes are kept in a file; --again gives them to the parser 
 """
 
 import argparse
+import itertools
 import json
 import mmap
 import os
@@ -35,9 +36,11 @@ from tests.faults.fuzz_cases import LARGEST, Case, cases, drawn
 BATCH = 2000
 PATIENCE = 20.0
 """Seconds of a case, on a machine that does other things as well."""
+DRAWN = 4
+"""One batch of so many is drawn by a strategy, where a parser has one: that takes some times as long."""
 MEMORY = 1 << 30
 """Bytes that a batch may take beside what was there before."""
-FATAL = 25
+FATAL = 5
 """Of a parser so often ended or hung, the rest is not tried."""
 LABELS = ("accepted", "rejected", "UsageError", "DataError", "MlflowException", "400", "413", "4xx", "other refusal")
 FINDINGS = ("crash", "silent", "memory", "abort", "hang")
@@ -51,7 +54,6 @@ class Silent(AssertionError):
 class Parser:
     """What is fuzzed."""
 
-    name: str
     examples: Sequence[bytes]
     """Whole ones: each is accepted."""
     read: Callable[[Case], str | None]
@@ -61,7 +63,9 @@ class Parser:
     reseal: Callable[[Any], bytes] | None = None
     """JSON value -> bytes with a seal that fits."""
     strategy: SearchStrategy[bytes] | None = None
-    """Draws every other batch."""
+    """Draws some batches."""
+    pieces: Sequence[bytes] = ()
+    """What its bytes may be damaged with."""
     refusals: tuple[type[BaseException], ...] = ()
     """Documented beside MaskmillError."""
 
@@ -127,8 +131,8 @@ def outcome(parser: Parser, case: Case) -> tuple[str, str]:
     except MaskmillError as error:
         name = type(error).__name__
         if not str(error).strip():
-            return "crash", f"{name} without a word"
-        return (name if name in LABELS else "other refusal"), ""
+            return "crash", f"{name} from {place()} without a word"
+        return (name if name in LABELS else "other refusal"), str(error)
     except parser.refusals as error:
         name = type(error).__name__
         return (name if name in LABELS else "other refusal"), ""
@@ -242,48 +246,49 @@ def _await(child: int, batch: Batch) -> tuple[int, bool]:
         time.sleep(0.01)
 
 
-def fuzz(parser: Parser, number: int, seed: int, folder: Path, size: int = BATCH) -> Tally:
+def fuzz(name: str, parser: Parser, number: int, seed: int, folder: Path, size: int = BATCH) -> Tally:
     """Gives a parser that many cases."""
-    tally, done, fatal, rounds, started = Tally(parser.name), 0, 0, 0, time.monotonic()
+    tally, done, fatal, rounds, started = Tally(name), 0, 0, 0, time.monotonic()
     while done < number and fatal < FATAL:
         some = min(size, number - done)
         batch, out, log = Batch(some), folder / "batch.jsonl", folder / "batch.log"
-        source = _source(parser, seed, done, some, rounds)
+        source = _source(name, parser, seed, done, some, rounds)
         child = _forked(lambda: _child(parser, source, batch, out), log)  # noqa: B023  (runs before the next)
         status, hung = _await(child, batch)
         tally.outcomes += batch.labels()
         lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         for line in lines:
             if isinstance(line[0], str):
-                _tell(tally, Finding(parser.name, line[0], line[1], bytes.fromhex(line[2])))
+                _tell(tally, Finding(name, line[0], line[1], bytes.fromhex(line[2])))
             else:
                 tally.slowest, tally.memory = max(tally.slowest, line[1]), max(tally.memory, line[2])
         if status:
             words = log.read_bytes()[-300:].decode(errors="replace").strip().replace("\n", " | ")
             kind, what = ("hang", f"{PATIENCE:.0f} s") if hung else ("abort", f"status {status}: {words}")
             if not batch.begun:
-                raise RuntimeError(f"{parser.name}: a batch could not begin: {words}")
+                raise RuntimeError(f"{name}: a batch could not begin: {words}")
             tally.outcomes[kind] += 1
-            _tell(tally, Finding(parser.name, kind, what, batch.data))
+            _tell(tally, Finding(name, kind, what, batch.data))
             fatal += 1
         done += max(batch.begun, 1)
         rounds += 1
         if sys.stderr.isatty():
-            print(f"\r{parser.name}: {done:,}   \r", end="", file=sys.stderr, flush=True)
+            print(f"\r{name}: {done:,}   \r", end="", file=sys.stderr, flush=True)
     tally.seconds = time.monotonic() - started
     return tally
 
 
-def _source(parser: Parser, seed: int, first: int, some: int, rounds: int) -> Callable[[Callable[[Case], None]], None]:
+def _source(
+    name: str, parser: Parser, seed: int, first: int, some: int, rounds: int
+) -> Callable[[Callable[[Case], None]], None]:
     """Hands on the cases of a batch."""
 
     def own(take: Callable[[Case], None]) -> None:
-        for _, case in zip(
-            range(some), cases(seed, parser.name, parser.examples, parser.reseal, parser.form, first), strict=False
-        ):
+        how = parser.reseal, parser.form, parser.pieces
+        for case in itertools.islice(cases(seed, name, parser.examples, *how, first), some):
             take(case)
 
-    if parser.strategy is None or rounds % 2:
+    if parser.strategy is None or rounds % DRAWN:
         return own
     strategy = parser.strategy
     return lambda take: drawn(seed * 1_000_003 + first, strategy, some, lambda data: take(Case(data)))
@@ -319,7 +324,7 @@ def run(name: str, build: Build, number: int, seed: int) -> Tally:
             assert label in ("accepted", "rejected"), (
                 f"{name} does not take its own example: {label} {what} {data[:200]!r}"
             )
-        return fuzz(parser, number, seed, folder)
+        return fuzz(name, parser, number, seed, folder)
 
 
 def row(tally: Tally) -> str:

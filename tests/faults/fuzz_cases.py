@@ -84,7 +84,7 @@ PIECES = tuple(
         '"',
         "\\u0000",
     )
-) + (b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x00" * 64, b"\r\n", b"\r", b"[" * 3000, b'{"a":' * 3000)
+) + (b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x00" * 64, b"\r\n", b"\r", b"[" * 1500, b'{"a":' * 1500)
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,32 @@ class Case:
 
 
 def cases(
-    seed: int, name: str, examples: Sequence[bytes], reseal: Callable[[Any], bytes] | None, form: str, first: int
+    seed: int,
+    name: str,
+    examples: Sequence[bytes],
+    reseal: Callable[[Any], bytes] | None,
+    form: str,
+    pieces: Sequence[bytes],
+    first: int,
 ) -> Iterator[Case]:
     """The cases from number `first` on.
 
     form    "bytes", "json", "lines" (of JSON): what besides bytes may be damaged
+    pieces  what may be put in beside PIECES
     """
     number = first
     while True:
-        yield damaged(random.Random(f"{seed} {name} {number}"), examples, reseal, form)
+        yield damaged(random.Random(f"{seed} {name} {number}"), examples, reseal, form, pieces)
         number += 1
 
 
-def damaged(rng: random.Random, examples: Sequence[bytes], reseal: Callable[[Any], bytes] | None, form: str) -> Case:
+def damaged(
+    rng: random.Random,
+    examples: Sequence[bytes],
+    reseal: Callable[[Any], bytes] | None,
+    form: str,
+    pieces: Sequence[bytes],
+) -> Case:
     origin = rng.randrange(len(examples))
     data = examples[origin]
     way = rng.random()
@@ -118,7 +131,7 @@ def damaged(rng: random.Random, examples: Sequence[bytes], reseal: Callable[[Any
     if way < 0.8:
         return Case(flipped(rng, data), origin)
     for _ in range(rng.randint(1, 4)):
-        data = _bytes(rng, data, examples)
+        data = _bytes(rng, data, examples, pieces)
     return Case(data[:LARGEST])
 
 
@@ -132,10 +145,12 @@ def flipped(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def _bytes(rng: random.Random, data: bytes, examples: Sequence[bytes]) -> bytes:
+def _bytes(rng: random.Random, data: bytes, examples: Sequence[bytes], pieces: Sequence[bytes]) -> bytes:
     at, end = sorted((rng.randint(0, len(data)), rng.randint(0, len(data))))
     end = min(end, at + rng.choice((1, 4, 16, 64, 1024)))
-    match rng.randrange(8):
+    match rng.randrange(16 if pieces else 8):
+        case way if way >= 8:
+            return data[:at] + rng.choice(pieces) + data[end if rng.random() < 0.5 else at :]
         case 0:
             return flipped(rng, data) if data else data
         case 1:

@@ -1,6 +1,6 @@
 """What maskmill itself wrote and reads again: artifacts, units, checkpoints, logs, state of a home, a shared remote.
 
-A parser called "… sealed" gets past the seal or the digest: its cases are sealed again, as one could who writes to a
+A parser called "…-sealed" or "…-forged" gets past the seal or the digest: its cases are sealed again, as one could who writes to a
 shared folder. It may refuse or take them, but in no other words than the documented ones.
 """
 
@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,11 @@ from unittest.mock import patch
 import numpy as np
 
 from flows import ledger, ui
-from tasks import evidence, gate, hub, lineage, outbox, packs, places, quarantine, retention, rows
+from tasks import evidence, gate, hub, lineage, outbox, packs, places, retention, rows
 from tasks.artifacts import Identity, Store, finish_unit, finished_unit
 from tasks.batches import ShardReader
 from tasks.digests import Memory
-from tasks.errors import DataError
+from tasks.errors import DataError, UsageError
 from tasks.journal import Journal
 from tasks.manifests import Manifest, digest_of, load, page, parsed, read_sealed, sealed, verify
 from tasks.remote_store import Remote
@@ -57,17 +58,15 @@ def manifest(folder: Path, forged: bool) -> Parser:
         (made.folder / "manifest.json").write_bytes(case.data)
         lineage._inputs(made.folder, "shards")
         lineage._folder(Store(folder / "store"), "shards", made.digest)
-        try:
+        with suppress(DataError):
             retention.nodes(Store(folder / "store"), ["shards"])
-        except DataError:
-            pass
         found = parsed(case.data, made.folder, made.folder)
         if not forged and case.data != whole:
             raise Silent("a manifest of other bytes was taken")
         load(made.folder)
         verify(found)
 
-    return Parser("", [whole], read, "json", remade if forged else None)
+    return Parser([whole], read, "json", remade if forged else None)
 
 
 def receipt(folder: Path, forged: bool) -> Parser:
@@ -87,7 +86,7 @@ def receipt(folder: Path, forged: bool) -> Parser:
         packs._taken_up(folder, "pack-1", ["a"])
         return "rejected" if found is None else None
 
-    return Parser("", [whole], read, "json", resealed if forged else None)
+    return Parser([whole], read, "json", resealed if forged else None)
 
 
 def measured(folder: Path) -> Parser:
@@ -99,7 +98,7 @@ def measured(folder: Path) -> Parser:
         read_sealed(path)
 
     example = page(sealed({"seconds": 1.5, "tokens_per_second": 12.0, "shares": {"a": 1}}))
-    return Parser("", [example], read, "json", resealed)
+    return Parser([example], read, "json", resealed)
 
 
 def shard(folder: Path) -> Parser:
@@ -114,7 +113,7 @@ def shard(folder: Path) -> Parser:
         if case.data != whole:
             raise Silent("a shard of other bytes was read")
 
-    return Parser("", [whole], read)
+    return Parser([whole], read)
 
 
 def shard_forged(folder: Path) -> Parser:
@@ -131,7 +130,7 @@ def shard_forged(folder: Path) -> Parser:
         rows.stored_draw(batch, 0).sum()
         rows.values(batch.column("sequence")).sum()
 
-    return Parser("", [made.path("train-00000.arrow").read_bytes()], read)
+    return Parser([made.path("train-00000.arrow").read_bytes()], read)
 
 
 def checkpoint(folder: Path, forged: bool, of: str) -> Parser:
@@ -174,7 +173,7 @@ def checkpoint(folder: Path, forged: bool, of: str) -> Parser:
         return "rejected" if found is None else None
 
     form = "json" if of == "receipt" else "bytes"
-    return Parser("", [files[path]], read, form, resealed if forged and of == "receipt" else None)
+    return Parser([files[path]], read, form, resealed if forged and of == "receipt" else None)
 
 
 def _bytes(some: Any) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def tensors(folder: Path) -> Parser:
         [one.sum() for one in parse(torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)).values()]
 
     shapes = {"a": ("F32", (3, 4)), "b": ("I64", ()), "c": ("U8", (5,)), "d": ("BOOL", (2, 0, 3))}
-    return Parser("", [lay_out(shapes).head[8:].strip()], read, "json", laid)
+    return Parser([lay_out(shapes).head[8:].strip()], read, "json", laid)
 
 
 def journal(folder: Path) -> Parser:
@@ -222,7 +221,7 @@ def journal(folder: Path) -> Parser:
         Journal(folder).cut_back(mark if held else None)
         return None if held else "rejected"
 
-    return Parser("", [whole], read, "lines")
+    return Parser([whole], read, "lines")
 
 
 def spool(folder: Path) -> Parser:
@@ -245,7 +244,7 @@ def spool(folder: Path) -> Parser:
             raise Silent("a line of the spool that is no record was handed on")
         take(_thinned(path))
 
-    return Parser("", [b"".join(json.dumps(line).encode() + b"\n" for line in lines)], read, "lines")
+    return Parser([b"".join(json.dumps(line).encode() + b"\n" for line in lines)], read, "lines")
 
 
 def outboxes(folder: Path) -> Parser:
@@ -285,15 +284,13 @@ def outboxes(folder: Path) -> Parser:
                 if not (lines := box.entries):
                     break
                 for batch in outbox.batches(lines, 100):
-                    try:
+                    with suppress(*WRONG):  # the sender keeps such an outbox for a person to read
                         delivery.send([line.entry for line in batch])
-                    except WRONG:  # the sender keeps such an outbox for a person to read
-                        pass
                     box.acknowledge(batch)
         finally:
             box.close()
 
-    return Parser("", [b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)], read, "lines")
+    return Parser([b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)], read, "lines")
 
 
 def runs(folder: Path) -> Parser:
@@ -317,7 +314,7 @@ def runs(folder: Path) -> Parser:
         ledger.show(found)
         return None if found else "rejected"
 
-    return Parser("", [whole], read, "json")
+    return Parser([whole], read, "json")
 
 
 def state(folder: Path) -> Parser:
@@ -342,23 +339,12 @@ def state(folder: Path) -> Parser:
         with patch("urllib.request.urlopen", side_effect=OSError):  # a case may name any host
             ui.running(folder)
         lineage.model_findings(folder)
-        quarantine_of(folder / places.PLACES, len(case.data))
-        for reader in (lambda: places.files(folder), lambda: hub.saved(f"hf:{folder / 'saved'}")):
-            try:
-                reader()
-            except Exception as error:
-                if type(error).__name__ not in ("UsageError", "DataError"):
-                    raise
+        with suppress(DataError):
+            places.files(folder)
+        with suppress(UsageError):
+            hub.saved(f"hf:{folder / 'saved'}")
 
-    return Parser("", [json.dumps(one).encode() for one in examples], read, "json")
-
-
-def quarantine_of(path: Path, size: int) -> None:
-    """The lines of a quarantine; the pack that holds it is hashed before, so what is wrong in it is not ours."""
-    try:
-        list(quarantine.lines(path, [0, size], "label"))
-    except (ValueError, TypeError, RecursionError):
-        pass
+    return Parser([json.dumps(one).encode() for one in examples], read, "json")
 
 
 def scores(folder: Path) -> Parser:
@@ -377,7 +363,7 @@ def scores(folder: Path) -> Parser:
         for one in evidence.read(path).values():
             gate.decide(one, one, gate.Rule())
 
-    return Parser("", [path.read_bytes()], read)
+    return Parser([path.read_bytes()], read)
 
 
 def remote(folder: Path) -> Parser:
@@ -401,7 +387,7 @@ def remote(folder: Path) -> Parser:
         return None if offer or found else "rejected"
 
     figures = page(sealed({"files": {"measured.json": "{}", "measured.metrics.jsonl": ""}}))
-    return Parser("", [whole, figures], read, "json", _either)
+    return Parser([whole, figures], read, "json", _either)
 
 
 def _either(value: Any) -> bytes:
@@ -435,46 +421,28 @@ def pull(folder: Path) -> Parser:
             shutil.rmtree(arriving, ignore_errors=True)
         return None
 
-    return Parser("", [whole], read, "json", remade)
+    return Parser([whole], read, "json", remade)
 
 
-def _named(build: Callable[..., Parser], name: str, **more: Any) -> Build:
-    def named(folder: Path) -> Parser:
-        made = build(folder, **more)
-        return Parser(name, made.examples, made.read, made.form, made.reseal, made.strategy, made.refusals)
-
-    return named
-
-
-def table(**builds: tuple[Any, ...]) -> dict[str, Build]:
-    """Name -> parser of that name, of (builder, settings)."""
-    return {
-        name.replace("__", " ").replace("_", "-"): _named(
-            one[0], name.replace("__", " ").replace("_", "-"), **(one[1] if len(one) > 1 else {})
-        )
-        for name, one in builds.items()
-    }
-
-
-PARSERS: dict[str, Build] = table(
-    manifest=(manifest, {"forged": False}),
-    manifest_sealed=(manifest, {"forged": True}),
-    receipt=(receipt, {"forged": False}),
-    receipt_sealed=(receipt, {"forged": True}),
-    measured=(measured,),
-    shard=(shard,),
-    shard_forged=(shard_forged,),
-    checkpoint_receipt=(checkpoint, {"forged": False, "of": "receipt"}),
-    checkpoint_receipt_sealed=(checkpoint, {"forged": True, "of": "receipt"}),
-    checkpoint_tensors=(checkpoint, {"forged": False, "of": "tensors"}),
-    checkpoint_tensors_forged=(checkpoint, {"forged": True, "of": "tensors"}),
-    tensor_header=(tensors,),
-    journal=(journal,),
-    spool=(spool,),
-    outbox=(outboxes,),
-    ledger=(runs,),
-    state=(state,),
-    scores=(scores,),
-    remote=(remote,),
-    remote_fetch=(pull,),
-)
+PARSERS: dict[str, Build] = {
+    "manifest": partial(manifest, forged=False),
+    "manifest-sealed": partial(manifest, forged=True),
+    "receipt": partial(receipt, forged=False),
+    "receipt-sealed": partial(receipt, forged=True),
+    "measured": measured,
+    "shard": shard,
+    "shard-forged": shard_forged,
+    "checkpoint-receipt": partial(checkpoint, forged=False, of="receipt"),
+    "checkpoint-receipt-sealed": partial(checkpoint, forged=True, of="receipt"),
+    "checkpoint-tensors": partial(checkpoint, forged=False, of="tensors"),
+    "checkpoint-tensors-forged": partial(checkpoint, forged=True, of="tensors"),
+    "tensor-header": tensors,
+    "journal": journal,
+    "spool": spool,
+    "outbox": outboxes,
+    "ledger": runs,
+    "state": state,
+    "scores": scores,
+    "remote": remote,
+    "remote-fetch": pull,
+}
