@@ -33,6 +33,7 @@ from hypothesis.strategies import SearchStrategy
 from tasks.errors import MaskmillError
 from tests.faults.fuzz_cases import LARGEST, Case, cases, drawn
 
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch comes: its threads do not survive a fork
 BATCH = 2000
 PATIENCE = 20.0
 """Seconds of a case, on a machine that does other things as well."""

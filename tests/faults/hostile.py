@@ -1,0 +1,449 @@
+"""F13: hostile input, one kind a trial, among good input.
+
+It is refused by name or counted, what is good beside it is kept, the peak of memory stays below MOST, nothing is
+written outside the home, and no canary sings. Each trial runs in a process of its own, for PATIENCE seconds at most.
+"""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import tarfile
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from backports import zstd
+
+from tests.faults.trial import Failed, Outcome, Trial
+
+MOST = 512 << 20
+"""Bytes that a trial may take beside what its process had before."""
+PATIENCE = 120.0
+LARGE = 256 << 20
+"""Bytes that a bomb unpacks to."""
+GOOD = [f"A good text, number {number}: the cat sat on the mat, and nobody took it away from there." for number in range(40)]
+NOBODY = 65534
+
+
+class Canary:
+    """What a pickle calls when it is loaded: the file at `path` says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+def pickled(path: Path) -> bytes:
+    import pickle
+
+    return pickle.dumps({"text": Canary(path)})
+
+
+@dataclass
+class Seen:
+    """What a trial's process reports."""
+
+    texts: list[str] = field(default_factory=list)
+    """Documents that were kept."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """Reason -> number, in the quarantine."""
+    passed: dict[str, int] = field(default_factory=dict)
+    """What was passed over: suffix or reason -> number."""
+    error: str = ""
+    """Of a documented error its exit status and sentence."""
+    wrong: str = ""
+    """Traceback of any other."""
+    memory: int = 0
+    said: str = ""
+
+
+def contained(work: Callable[[], dict[str, Any]], folder: Path, as_nobody: bool = False) -> Seen:
+    """Runs it in a child. Raises Failed where it hangs or ends by a signal."""
+    page, log = folder / "seen.json", folder / "said"
+    child = os.fork()
+    if not child:
+        _child(work, page, log, as_nobody)
+    deadline = time.monotonic() + PATIENCE
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise Failed("hang", f"not over after {PATIENCE:.0f} s")
+        time.sleep(0.02)
+    said = log.read_text(errors="replace")
+    if ended[1]:
+        raise Failed("undocumented", f"the process ended with status {ended[1]}: {said[-300:]}")
+    seen = Seen(**json.loads(page.read_bytes()), said=said)
+    page.unlink(), log.unlink()
+    return seen
+
+
+def _child(work: Callable[[], dict[str, Any]], page: Path, log: Path, as_nobody: bool) -> None:
+    from tasks.errors import MaskmillError
+
+    status, found = 1, dict[str, Any]()
+    try:
+        os.setsid()
+        with open(log, "wb") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+        out = os.open(page, os.O_WRONLY | os.O_CREAT, 0o644)
+        if as_nobody and not os.getuid():
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            found = work()
+        except MaskmillError as error:
+            found = {"error": f"{error.exit_code} {error}"}
+        except BaseException:
+            found = {"wrong": traceback.format_exc()[-800:]}
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        os.write(out, json.dumps({**found, "memory": max(own, others) << 10}).encode())
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def read_corpus(source: Path, home: Path, recipe: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    """The stage corpus on a folder: what was kept, and what was not."""
+    import pyarrow.parquet as pq
+
+    from flows import recipes
+    from tasks import modalities
+    from tasks.artifacts import Store
+
+    config = recipes.load(recipe, [str(source)], ["corpus.max_bad_fraction=1", *settings]).corpus
+    manifest, _ = modalities.corpus(config, Store(home / "store"))
+    texts: list[str] = []
+    for name in manifest.files:
+        if name.endswith(".parquet") and recipe == "tiny":
+            texts += pq.read_table(manifest.path(name)).column("text").to_pylist()
+        elif name.endswith(".parquet"):
+            texts += ["image"] * pq.read_metadata(manifest.path(name)).num_rows
+    refused: dict[str, int] = {}
+    for line in manifest.path("quarantine.jsonl").read_bytes().splitlines():
+        reason = json.loads(line)["reason"]
+        refused[reason] = refused.get(reason, 0) + 1
+    passed: dict[str, int] = {}
+    for one in manifest.facts["sources"]:
+        passed |= one.get("skipped", {}) | one.get("unread", {})
+    return {"texts": texts, "refused": refused, "passed": passed}
+
+
+# The trials
+
+
+def prepared(folder: Path, recipe: str) -> tuple[Path, Path]:
+    """The source with its good file, and the home."""
+    source, home = folder / "source", folder / "home"
+    source.mkdir(), home.mkdir()
+    if recipe == "tiny":
+        (source / "good.txt").write_text("\n\n".join(GOOD))
+    else:
+        (source / "class").mkdir()
+        for number, data in enumerate(images()):
+            (source / "class" / f"{number}.png").write_bytes(data)
+    return source, home
+
+
+def images() -> list[bytes]:
+    import numpy as np
+    from PIL import Image
+
+    found = []
+    for number in range(20):
+        file = io.BytesIO()
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32), np.uint8)).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One kind of input."""
+
+    plant: Callable[[Path], None]
+    """Into the source's folder; the trial's own folder is its parent."""
+    why: str = ""
+    """The reason in the quarantine, or what it was passed over as; "" where it is taken (and harmless)."""
+    recipe: str = "tiny"
+    settings: tuple[str, ...] = ()
+    as_nobody: bool = False
+
+
+def among_good(hostile: Hostile, folder: Path) -> Outcome:
+    """It lies beside a good file."""
+    source, home = prepared(folder, hostile.recipe)
+    hostile.plant(source)
+    if hostile.as_nobody and not os.getuid():
+        for path in (folder, source, home):
+            os.chmod(path, 0o777)
+    before = _names(folder)
+    seen = contained(lambda: read_corpus(source, home, hostile.recipe, hostile.settings), folder, hostile.as_nobody)
+    _check(seen, folder, before)
+    if seen.error:
+        raise Failed("different", f"the good file was refused with it: {seen.error}")
+    whole = "\n".join(seen.texts)
+    kept = len(seen.texts) if hostile.recipe != "tiny" else sum(text in whole for text in GOOD)
+    if kept < (20 if hostile.recipe != "tiny" else len(GOOD)):
+        raise Failed("lost", f"{kept} good texts or images are left")
+    there = seen.refused | seen.passed
+    if hostile.why and not any(hostile.why in reason for reason in there):
+        raise Failed("silent", f"it was not counted as {hostile.why}, but {there}")
+    return Outcome("refused", note=f"{there}, {seen.memory >> 20} MB")
+
+
+def alone(name: str, plant: Callable[[Path], None], words: str, folder: Path, recipe: str = "tiny") -> Outcome:
+    """It is the source itself: refused by name, with a documented status."""
+    (folder / "home").mkdir()
+    path = folder / name
+    plant(path)
+    before = _names(folder)
+    seen = contained(lambda: read_corpus(path, folder / "home", recipe, ()), folder)
+    _check(seen, folder, before)
+    if words not in seen.error or path.name.encode(errors="replace").decode()[:6] not in seen.error:
+        raise Failed("undocumented", f"{words!r} of {path.name!r} was not said, but: {seen.error or seen}")
+    return Outcome("refused", note=seen.error[:80])
+
+
+def refused(work: Callable[[Path], dict[str, Any]], words: str, folder: Path) -> Outcome:
+    """A reader is given a file, and says what is wrong with it."""
+    seen = contained(lambda: work(folder), folder)
+    _check(seen, folder, None)
+    if words not in seen.error:
+        raise Failed("undocumented", f"{words!r} was not said, but: {seen.error or seen}")
+    return Outcome("refused", note=seen.error[:80])
+
+
+def _names(folder: Path) -> set[str]:
+    home = os.fsencode(folder / "home")
+    return {os.fsdecode(os.path.join(top, one)) for top, _, files in os.walk(os.fsencode(folder)) for one in files if not top.startswith(home)}
+
+
+def _check(seen: Seen, folder: Path, before: set[str] | None) -> None:
+    if seen.wrong:
+        raise Failed("undocumented", seen.wrong)
+    if "Traceback" in seen.said:
+        raise Failed("undocumented", seen.said[-500:])
+    if any(ord(character) < 32 and character not in "\n\t" for character in seen.said) or "\u202e" in seen.said:
+        raise Failed("undocumented", f"a name of a file writes to the terminal: {seen.said[-200:]!r}")
+    if seen.memory > MOST:
+        raise Failed("undocumented", f"{seen.memory >> 20} MB were taken")
+    if (folder / "canary").exists():
+        raise Failed("silent", "a pickle was loaded")
+    if before is not None and (new := _names(folder) - before):
+        raise Failed("litter", f"written outside the home: {sorted(new)[:3]}")
+
+
+# What is planted
+
+
+def file(name: str, data: Callable[[Path], bytes], source: Path) -> None:
+    (source / name).write_bytes(data(source.parent))
+
+
+def packed(name: str, packer: Callable[[], Any], source: Path) -> None:
+    """LARGE bytes in a few kilobytes."""
+    compressor = packer()
+    with open(source / name, "wb") as out:
+        for _ in range(LARGE >> 20):
+            out.write(compressor.compress(b" " * (1 << 20)))
+        out.write(compressor.flush())
+
+
+def parquet_bomb(source: Path) -> None:
+    """One text of 4 MB, and 20,000 rows that have it: 80 GB, by a dictionary of one entry."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["a bomb " * (4 << 17)]))
+    pq.write_table(pa.table({"text": column}), source / "bomb.parquet", compression="zstd")
+
+
+def png_bomb(width: int, source: Path) -> None:
+    """Pixels by the thousand million, in a chunk of zeros."""
+    (source / "class" / "bomb.png").write_bytes(png(width, width, zlib.compress(bytes(width * 64), 9)))
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(name: bytes, inside: bytes) -> bytes:
+        return struct.pack(">I", len(inside)) + name + inside + struct.pack(">I", zlib.crc32(name + inside))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def tar(source: Path) -> None:
+    """Members that lead out of any folder, links, devices; among two good images."""
+    good = images()[:2]
+    with tarfile.open(source / "a.tar", "w") as archive:
+        for name, data in (("../../escaped.png", good[0]), ("/tmp/escaped.png", good[1])):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for kind, name in ((tarfile.SYMTYPE, "link.png"), (tarfile.LNKTYPE, "hard.png"), (tarfile.CHRTYPE, "zero.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.devmajor, info.devminor = kind, "/etc/passwd", 1, 5
+            archive.addfile(info)
+
+
+def long_line(source: Path) -> None:
+    with open(source / "long.jsonl", "wb") as out:
+        out.write(b'{"text": "')
+        for _ in range(100):
+            out.write(b"long " * (1 << 18))
+        out.write(b'"}\n')
+
+
+def special(kind: str, path: Path) -> None:
+    """No file, under the name of one; in a folder, where a folder is given."""
+    path = path / "special.txt" if path.is_dir() else path
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the address of a socket has 108 characters at most
+            try:
+                one.bind(path.name)
+            finally:
+                os.chdir(here)
+    else:
+        path.symlink_to(kind)
+
+
+def names(source: Path) -> None:
+    """Names that are not what they seem, or no text: their texts are good, and taken."""
+    for number, name in enumerate((b"new\nline\x1b[31m.txt", "bidi\u202etxt.txt".encode(), b"not-utf8-\xff\xfe.txt", b"-rf.txt")):
+        text = f"A text under an odd name, number {number}: it is as good as any other of them."
+        with open(os.path.join(os.fsencode(source), name), "w") as out:
+            out.write(text)
+    with open(os.path.join(os.fsencode(source), b"no\x1b[31mkind\n.xyz"), "w") as out:
+        out.write("x")
+
+
+def loop(source: Path) -> None:
+    (source / "again").symlink_to(source, target_is_directory=True)
+    (source / "own.txt").symlink_to("own.txt")
+
+
+def unreadable(source: Path) -> None:
+    (source / "closed.txt").write_text("nobody reads this")
+    (source / "closed.txt").chmod(0)
+    (source / "closed").mkdir(mode=0)
+
+
+def deep(source: Path) -> None:
+    (source / "deep.jsonl").write_bytes(b'{"text": ' + b"[" * 2_000_000 + b"\n" + b'{"text":' * 500_000 + b"\n")
+
+
+def header_of(data: bytes, folder: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors are these bytes, with a receipt that says so."""
+    import hashlib
+
+    from tasks.checkpoint import load
+    from tasks.manifests import page, sealed
+
+    (folder / "step-000000001.safetensors").write_bytes(data)
+    about = {"step": 1, "regular": True, "state": {}, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "step-000000001.json").write_bytes(page(sealed(about)))
+    load(folder, 1)
+    return {}
+
+
+def safetensors(entries: Any, data: int, length: int | None = None) -> bytes:
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(header) if length is None else length) + header + bytes(data)
+
+
+def recipe_of(text: bytes, folder: Path) -> dict[str, Any]:
+    from flows import recipes
+
+    (folder / "hostile.yaml").write_bytes(text)
+    recipes.load(str(folder / "hostile.yaml"))
+    return {}
+
+
+def entities(folder: Path) -> dict[str, Any]:
+    """XML whose entities unfold to thousands of millions."""
+    from tasks.examples import ClassificationConfig, read_examples
+
+    lines = ['<!ENTITY a0 "aaaaaaaaaa">', *(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))]
+    page = f"<?xml version='1.0'?><!DOCTYPE x [{''.join(lines)}]><x><pair value='TRUE'><t>&a9;</t><h>b</h></pair></x>"
+    (folder / "bomb.xml").write_text(page)
+    read_examples(ClassificationConfig("a", str(folder / "bomb.xml"), pair="pair"), lambda line: None)
+    return {}
+
+
+ALIASES = b"a: &a0 [x, x]\n" + b"".join(b"b%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40))
+OVERLAP = {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "b": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}}
+BELOW_ZERO = {"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}
+
+AMONG: dict[str, Hostile] = {
+    "pickle as text": Hostile(partial(file, "a.txt", lambda folder: pickled(folder / "canary")), "not_utf8"),
+    "pickle as jsonl": Hostile(partial(file, "a.jsonl", lambda folder: pickled(folder / "canary")), "invalid_utf8"),
+    "pickle as parquet": Hostile(partial(file, "a.parquet", lambda folder: pickled(folder / "canary")), "broken_parquet"),
+    "pickle as arrow": Hostile(partial(file, "a.arrow", lambda folder: pickled(folder / "canary")), "broken_arrow"),
+    "pickle in gzip": Hostile(partial(file, "a.txt.gz", lambda folder: gzip.compress(pickled(folder / "canary"))), "not_utf8"),
+    "pickle by its own name": Hostile(partial(file, "a.pkl", lambda folder: pickled(folder / "canary")), ".pkl"),
+    "gzip bomb": Hostile(partial(packed, "a.txt.gz", lambda: zlib.compressobj(9, wbits=31)), "archive_bomb"),
+    "zstd bomb": Hostile(partial(packed, "a.txt.zst", zstd.ZstdCompressor), "archive_bomb"),
+    "bz2 bomb": Hostile(partial(packed, "a.txt.bz2", bz2.BZ2Compressor), "archive_bomb"),
+    "xz bomb": Hostile(partial(packed, "a.txt.xz", lambda: lzma.LZMACompressor(preset=0)), "archive_bomb"),
+    "Parquet bomb": Hostile(parquet_bomb, ""),
+    "PNG bomb": Hostile(partial(png_bomb, 60_000), "too_many_pixels", "images"),
+    "PNG of few bytes": Hostile(partial(png_bomb, 8_000), "truncated_image", "images"),
+    "tar that leads elsewhere": Hostile(tar, "(no regular file in a tar)", "images"),
+    "pickle as image": Hostile(partial(file, "class/a.png", lambda folder: pickled(folder / "canary")), "not_an_image", "images"),
+    "pickle as tar": Hostile(partial(file, "a.tar", lambda folder: pickled(folder / "canary") * 100), "broken_tar", "images"),
+    "not UTF-8": Hostile(partial(file, "a.txt", lambda _: b"\n\n".join([b"A good line of a file with words."] * 20 + [b"\xff\xfe \xed\xa0\x80"])), "invalid_utf8"),
+    "line of 100 MB": Hostile(long_line, "line_too_long"),
+    "deep JSON": Hostile(deep, "broken_json"),
+    "deep HTML": Hostile(partial(file, "a.html", lambda _: b"<div>" * 300_000 + b"text"), ""),
+    "open quote": Hostile(partial(file, "a.csv", lambda _: b'text\n"' + b"never closed\n" * 3_000_000), ""),
+    "named pipe": Hostile(partial(special, "fifo"), "unreadable"),
+    "socket": Hostile(partial(special, "socket"), "unreadable"),
+    "link to /dev/zero": Hostile(partial(special, "/dev/zero"), "(outside the folder)"),
+    "link to /proc/self/mem": Hostile(partial(special, "/proc/self/mem"), "(outside the folder)"),
+    "odd names": Hostile(names, ".xyz"),
+    "folder in itself": Hostile(loop, "(linked folder)"),
+    "closed file": Hostile(unreadable, "unreadable", as_nobody=True),
+}  # fmt: skip
+ALONE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "named pipe": (partial(special, "fifo"), "2 The source"),
+    "/dev/zero": (partial(special, "/dev/zero"), "2 The source"),
+    "folder of nothing": (Path.mkdir, "2 The source"),
+    "pickle": (lambda path: path.write_bytes(pickled(path.parent / "canary")), "hostile"),
+}
+READERS: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "tensors that overlap": (partial(header_of, safetensors(OVERLAP, 24)), "65 not a safetensors file"),
+    "tensors below zero": (partial(header_of, safetensors(BELOW_ZERO, 16)), "65 not a safetensors file"),
+    "a header of 2^62 bytes": (partial(header_of, safetensors({}, 8, 1 << 62)), "65 not a safetensors file"),
+    "recipe of aliases": (partial(recipe_of, ALIASES), "hostile.yaml"),
+    "recipe of an object": (partial(recipe_of, b"a: !!python/object/apply:os.system ['touch canary']\n"), "hostile.yaml"),
+    "XML of entities": (entities, "declares an entity"),
+}
+
+
+def trials() -> list[Trial]:
+    found = [Trial("F13", "corpus", name, 3.0, partial(among_good, one)) for name, one in AMONG.items()]
+    found += [Trial("F13", "source", name, 1.5, partial(alone, "hostile", *one)) for name, one in ALONE.items()]
+    return found + [Trial("F13", "reader", name, 1.0, partial(refused, *one)) for name, one in READERS.items()]
