@@ -35,9 +35,15 @@ def parquet(item: Item, limits: Limits) -> Iterator[Document | Reject]:
     except WRONG as error:
         raise Broken("broken_parquet", first_line(error), 0, item.size) from None
     with file:
-        first = 0
+        first, out = 0, 0
         for group in range(file.num_row_groups):
-            yield from _row_group(file, group, first, path, item.size, limits)
+            for event in _row_group(file, group, first, path, item.size, limits):
+                # A text in a dictionary is stored once, however many rows have it.
+                out += len(event.text) if isinstance(event, Document) else 0
+                if out > FREE_EXPANSION and out > limits.archive_ratio * item.size:
+                    detail = f"its texts are more than {limits.archive_ratio} times its size"
+                    raise Broken("archive_bomb", detail, event.offset, item.size)
+                yield event
             first += file.metadata.row_group(group).num_rows
 
 

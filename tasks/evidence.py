@@ -91,7 +91,7 @@ def read_units(path: Path) -> tuple[tuple[Units, ...], dict[str, Any]]:
         with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
             if not reader.schema.equals(SCHEMA):
                 raise ValueError(f"its columns are {', '.join(reader.schema.names)}")
-            about = _checked(json_of((reader.schema.metadata or {})[ABOUT]))
+            about = json_of((reader.schema.metadata or {})[ABOUT])
             found = [_units(reader.get_batch(number)) for number in range(reader.num_record_batches)]
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
         why = (str(error).splitlines() or [""])[0]
@@ -99,7 +99,7 @@ def read_units(path: Path) -> tuple[tuple[Units, ...], dict[str, Any]]:
     return tuple(found), about
 
 
-def _checked(about: Any) -> dict[str, Any]:
+def _check(about: Any) -> None:
     """What scores are of. Raises KeyError, TypeError or AttributeError where that is not what `write` is told."""
     texts = [about["test"], about["rate"]]
     for label, of in about["models"].items():
@@ -110,8 +110,7 @@ def _checked(about: Any) -> dict[str, Any]:
     texts += [copies.get("unknown") or "", *copies.get("examples", ())]
     numbers = [copies.get(name, 0) for name in ("equal", "near")]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-        raise TypeError("what it is of has another type")
-    return dict(about)
+        raise TypeError("another type")
 
 
 def _units(batch: pa.RecordBatch) -> Units:
@@ -129,6 +128,10 @@ def _units(batch: pa.RecordBatch) -> Units:
 def read(path: Path) -> dict[str, Evidence]:
     """Evidence of the model, and of the champion beside it, by label. Raises DataError."""
     units, about = read_units(path)
+    try:
+        _check(about)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as scores (what they are of: {error}).") from None
     by_kind = {one.kind: one for one in units}
 
     def sums(kind: str, label: str) -> Sums:

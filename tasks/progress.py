@@ -33,8 +33,14 @@ def watched(watcher: "Callable[[Bar], None]") -> Iterator[None]:
         _watcher = None
 
 
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+CONTROL |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Characters by which the name of a file could move a terminal's cursor, or show itself backwards."""
+
+
 def say(line: str) -> None:
     """One plain line to stderr."""
+    line = line.translate(CONTROL)
     if _live is not None:
         _live.print(line)
     else:

@@ -9,6 +9,9 @@ from .archives import chunks
 from .records import named, record
 from .streams import Broken, Document, Item, Limits, Line, Reject, first_line, lines, too_long, universal
 
+AGAIN = 1 << 31
+"""Bytes (and fifty for each line) that are read again behind quotes that nobody closed; then the rest of the file is
+refused: lines that each open a quote would be read some ten thousand times."""
 DELIMITERS = ",;\t|"
 RECORD_LINES = 1 << 16
 """A record may go over so many lines: a quote that nobody closed takes in what follows up to there, or line_bytes."""
@@ -69,7 +72,7 @@ class _Feed:
         self.delimiter = ","
         self.taken: list[Line] = []
         """Lines of the record that is being read, and their size."""
-        self.size = 0
+        self.size = self.again = 0
         self.undecodable: Line | None = None
 
     def line(self) -> Line | None:
@@ -103,6 +106,9 @@ class _Feed:
 
     def give_back(self, detail: str) -> Reject:
         """Refuses the first line of a record; those behind it will be read again."""
+        self.again += self.size + 50 * len(self.taken)
+        if self.again > AGAIN and self.taken:
+            raise Broken("broken_csv", "too many quotes that nobody closed", self.taken[0].offset, self.size)
         self.returned.extendleft(reversed(self.taken[1:]))
         line = self.taken[0] if self.taken else self.line()
         self.forget()

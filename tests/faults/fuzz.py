@@ -11,6 +11,7 @@ the run. A finding's bytes are kept in a file; --again gives them to the parser 
 """
 
 import argparse
+import faulthandler
 import itertools
 import json
 import mmap
@@ -222,6 +223,7 @@ def _forked(work: Callable[[], None], log: Path) -> int:
             for descriptor in (1, 2):
                 os.dup2(file.fileno(), descriptor)
         os.setsid()
+        faulthandler.disable()  # of pytest: it would print a page for each abort
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # as the command does
         work()
         status = 0
