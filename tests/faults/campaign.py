@@ -22,7 +22,10 @@ from typing import Any
 from tests.faults import stand
 from tests.faults.trial import Failed, Outcome, Trial
 
-MODULES = ("calls", "power", "damage")
+MODULES = (
+    *("calls", "power", "damage"),  # of single stages, a second each
+    *("signals", "ranks", "twice", "numbers", "surroundings", "hostile", "away"),  # of whole runs
+)
 """The families of trials."""
 SHARE = 0.75
 """Of the given time that the costs of the chosen trials may add up to: the stands take the rest."""
