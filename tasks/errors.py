@@ -113,8 +113,14 @@ def of_disk(error: BaseException, where: object, kept: str = "finished work is k
     return None
 
 
-NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "can't start new thread", "failed to map segment")
-"""What torch, the system, Python and the loader of libraries say where no memory is left, in small letters."""
+NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "can't start new thread",
+    "failed to map segment",
+    "bad_alloc",
+)
+"""What torch, the system, Python, the loader of libraries and C++ say where no memory is left, in small letters."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

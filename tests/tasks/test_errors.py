@@ -25,6 +25,7 @@ def behind(error, cause):
             True,
         ),
         (RuntimeError("can't start new thread"), True),
+        (RuntimeError("std::bad_alloc"), True),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
         (behind(ValueError("a library says something else"), MemoryError()), True),
         (behind(DataError("names what is wrong"), MemoryError()), False),
