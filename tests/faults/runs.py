@@ -220,7 +220,8 @@ class Moment:
         if self.place == "end":
             return seen.get("register", {}).get("state") == "made"
         if self.place == "training":
-            return max(checkpoints(run.home), default=-1) >= 20 * self.share - 5 or "evaluate" in seen
+            kept = checkpoints(run.home)
+            return bool(kept and kept[-1] >= 20 * self.share - 5) or "evaluate" in seen
         return self.place in seen
 
 
