@@ -26,6 +26,7 @@ def behind(error, cause):
         ),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (OSError("libgomp.so.1: failed to map segment from shared object"), True),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
         (behind(ValueError("a library says something else"), MemoryError()), True),
         (behind(DataError("names what is wrong"), MemoryError()), False),
