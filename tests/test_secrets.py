@@ -8,16 +8,18 @@ import sys
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from flows import recipes
+from flows import recipes, ui
 from tasks import tracking
-from tasks.errors import UsageError
+from tasks.errors import UsageError, without_secrets
 from tests import servers
+from tests.faults import stand
 
 CANARIES = {
     name: f"canary{number:02d}xq{7919 * (number + 3):06x}"
@@ -33,6 +35,9 @@ CANARIES = {
             "source",
             "signature",
             "token",
+            "webhook",
+            "serve",
+            "other",
         )
     )
 }
@@ -44,6 +49,10 @@ ENVIRONMENT = {
     "HF_TOKEN": CANARIES["hub"],
     "PREFECT_API_KEY": SECRET,
     "PREFECT_SERVER_API_AUTH_STRING": f"mill:{SECRET}",
+    "MASKMILL_SERVE_TOKEN": CANARIES["serve"],
+    "SOME_API_KEY": CANARIES["other"],
+    "MLFLOW_TRACKING_TOKEN": CANARIES["other"],
+    "DB_PASSWORD": CANARIES["other"],
 }
 
 
@@ -141,8 +150,83 @@ def test_a_run_shows_no_secret_anywhere(tmp_path: Path, web: str) -> None:
         silent(done)
         silent(listed := maskmill(home, "runs"))
         assert "book.jsonl?…" in listed.stdout
+        for asked in (["runs", "--json"], ["lineage", "tiny"], ["lineage", "tiny", "--json"], ["gc", "--json"]):
+            silent(told := maskmill(home, *asked, MLFLOW_TRACKING_URI=database.uri))
+            assert told.returncode == 0, told.stderr
+        for asked in ([], ["--json"]):
+            silent(maskmill(home, "plan", *words[1:], "--source", web + SIGNED, *asked))
         assert not leaks_of_postgres(database.uri)
     assert not leaks(home)
+
+
+AWAY = "127.0.0.1:9"
+"""Nobody answers there."""
+OWN = {"PREFECT_API_URL": f"http://me:{SECRET}@{AWAY}/api?key={SECRET}"}
+REGISTRY = {"MLFLOW_TRACKING_URI": f"http://admin:{CANARIES['tracking']}@{AWAY}"}
+HOOK = {"MASKMILL_WEBHOOK": f"gopher://hooks/{CANARIES['webhook']}"}
+WRONG = f"corpus.sources=[{{uri: 'https://me:{CANARIES['source']}@{AWAY}/x?token={CANARIES['token']}', kind: text}}]"
+QUICK: list[tuple[list[str], dict[str, str]]] = [
+    (["plan", "tiny", "--set", WRONG], {}),
+    (["plan", "tiny", "--set", WRONG[:-2]], {}),  # no YAML
+    (["plan", "tiny", "--source", "README.md"], {"MASKMILL_REMOTE": f"s3://bucket/a?key={CANARIES['source']}"}),
+    (["ui", "--host", "0.0.0.0"], {"PREFECT_SERVER_API_AUTH_STRING": SECRET}),  # no user in it
+    (["doctor"], OWN),
+]
+SLOW: list[tuple[list[str], dict[str, str]]] = [
+    (["plan", "tiny", "--source", f"http://{AWAY}/a.txt{SIGNED}"], {}),
+    (["plan", "tiny", "--set", f"remote=s3://me:{CANARIES['source']}@bucket/a"], {}),
+    (["run", "tiny", "--source", "README.md"], OWN),
+    (["deploy"], OWN | HOOK),
+    (["lineage", "tiny"], REGISTRY),
+    (["serve", "tiny", "--host", "0.0.0.0"], REGISTRY),
+]
+
+
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
+def test_what_is_refused_is_refused_without_its_secrets(cases: list[tuple[list[str], dict[str, str]]], tmp_path: Path):
+    """What a command says, and with --debug its traceback."""
+    with ThreadPoolExecutor(4) as several:
+        done = list(several.map(lambda case: maskmill(tmp_path, *case[0], "--debug", **case[1]), cases))
+    for (words, _), refused in zip(cases, done, strict=True):
+        assert refused.returncode in (2, 69) and "Error: " in refused.stderr, (words, refused.stderr)
+        silent(refused)
+    assert not leaks(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_webhook_is_told_to_nobody_but_the_server(tmp_path: Path, whole_api: str) -> None:
+    """It is kept there in a block of its own, encrypted; its path is the secret, as Slack has it."""
+    hook = {"MASKMILL_WEBHOOK": f"http://127.0.0.1:9/services/{CANARIES['webhook']}", "PREFECT_API_URL": whole_api}
+    for _ in range(2):
+        done = maskmill(tmp_path, "deploy", "--debug", PREFECT_SERVER_API_AUTH_STRING="", **hook)
+        assert done.returncode == 0 and "maskmill" in done.stdout, done.stderr
+        silent(done)
+    assert not leaks(tmp_path)
+
+
+@pytest.fixture
+def whole_api(tmp_path: Path) -> Iterator[str]:
+    server = stand.prefect(tmp_path, ui.free_port(0))
+    yield f"{server.address}/api"
+    server.stop()
+
+
+def test_named_secrets_and_headers_are_cut_out_of_what_is_said() -> None:
+    secret = CANARIES["other"]
+    for text in (
+        f"AWS_SECRET_ACCESS_KEY={secret}",
+        f"{{'HF_TOKEN': '{secret}', 'OTHER': 1}}",
+        f'DB_PASSWORD="{secret}"',
+        f"Authorization: Bearer {secret}",
+        f"{{'Authorization': 'Basic {secret}='}}",
+        f"http://me:{secret}@host/a?b={secret}",
+        f"Bearer {secret}{secret}",
+    ):
+        assert not found(without_secrets(text).encode()), text
+        assert not found(f"{UsageError(text)}".encode())
+        assert without_secrets(without_secrets(text)) == without_secrets(text)
+    kept = "pretrain.tokens=100, tokenizer: hf:a/b; set DB_PASSWORD first; a token: none; basic principles"
+    assert without_secrets(kept) == kept
 
 
 @pytest.mark.slow
