@@ -11,7 +11,7 @@ seed of its own, so that it trains, evaluates and registers a version; corpus, v
 After each run is looked at
     of each server and of the worker, with all their processes: resident memory, open files, threads, processes
     processes of the home that belong to none of them; flocks held on its files; slots taken of the training limit
-    POSIX semaphores and shared memory of the machine (/dev/shm)
+    POSIX semaphores and shared memory of the machine, other programs' included (/dev/shm)
     bytes on disk of each part of the home, and files of the store
     seconds of the run, and of that in its flow
 
@@ -59,7 +59,7 @@ SLACK = 0.05
 """Share of the level that the runs of a soak may add without being called growth."""
 PROCESSES = ("prefect", "mlflow", "worker")
 FLAT = tuple(f"{name} {what}" for name in PROCESSES for what in ("rss", "files", "threads", "processes"))
-FLAT += ("left processes", "locks", "slots", "semaphores", "seconds")
+FLAT += ("left processes", "locks", "slots", "seconds")
 
 
 class Stand:
@@ -253,7 +253,7 @@ def table(samples: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         grows = each - half > 0 and added > SLACK * abs(median(values))
         first, last = median(values[:tenth]), median(values[-tenth:])
         found[name] = {"first": first, "middle": median(middle), "last": last, "slope": each, "half": half}
-        found[name]["grows"] = grows if name in FLAT else None
+        found[name]["grows"] = grows if name in FLAT and half < float("inf") else None  # None: too few runs to say
     return found
 
 

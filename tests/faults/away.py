@@ -9,6 +9,8 @@ import ctypes
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,8 +22,8 @@ from flows import ui
 from flows.ledger import STAGES
 from tests.faults import outage as stands
 from tests.faults.gateway import REPLIES, Gateway
-from tests.faults.outage import DOCUMENTED, LONG, QUICK, Run, Stand
-from tests.faults.trial import Outcome, Trial
+from tests.faults.outage import BOUND, DOCUMENTED, LONG, QUICK, Run, Stand
+from tests.faults.trial import Failed, Outcome, Trial
 
 LASTS = {"corpus": 0.2, "vocabulary": 0.3, "shards": 0.3, "pretrain": 3.0, "evaluate": 2.0, "register": 1.5}
 """Seconds of a stage, about: the moment of a fault is drawn from them."""
@@ -156,6 +158,26 @@ def never(which: str, folder: Path) -> Outcome:
     return _outcome(calm, 2, run)
 
 
+def webhook(folder: Path) -> Outcome:
+    """Nobody listens where the server tells of runs that ended badly: neither it nor a run minds."""
+    place = Place("prefect", folder)
+    try:
+        stand = place.stand(folder)
+        stand.variables["MASKMILL_WEBHOOK"] = f"http://{ui.HOST}:{ui.free_port(0)}/hook"
+        words = [sys.executable, *LONG, "deploy"]
+        subprocess.run(words, cwd=stands.ROOT, env=stand.variables, check=True, capture_output=True, timeout=BOUND)
+        with running(stand) as run:
+            run.reaches("pretrain", 1.0)
+            run.process.terminate()
+            status = run.ends({75})
+        found = _outcome(stand, status, run)
+        if not ui.answers(f"{place.server.address}/api/health"):
+            raise Failed("undocumented", "the server went away with its webhook")
+        return found
+    finally:
+        place.server.stop()
+
+
 # The database of a home without servers.
 
 
@@ -228,6 +250,7 @@ def trials() -> list[Trial]:
                     partial(turned, which, stage, way, f"{stage} {detail}"),
                 )
         add("start", f"{which} never started", 40, partial(never, which))
+    add("pretrain", "webhook away", 90, webhook)
     for stage in STAGES:
         for seconds in (3.0, 12.0, 0.0):
             detail = f"database locked {f'for {seconds:g} s' if seconds else 'for ever'}"

@@ -1,5 +1,6 @@
 """Whoever watches a training waits for no server: MLflow has its outbox, and Prefect's picture a thread of its own."""
 
+import asyncio
 import threading
 import time
 from contextlib import nullcontext
@@ -92,6 +93,42 @@ def test_a_prefect_that_fails_is_mentioned_once(
         mill.metrics([record(step)])
         mill._artist.join(60)
     assert capsys.readouterr().err.count("Prefect cannot show all of this run (ZeroDivisionError") == 1
+
+
+def test_a_prefect_that_was_away_is_left_alone_for_a_while(
+    mill: Any, prefect: Prefect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(chain, "create_progress_artifact", lambda *_, **__: asked.append(1) or 1 / 0)
+    for rest, times in ((60.0, 1), (60.0, 1), (0.0, 2), (0.0, 3)):
+        monkeypatch.setattr(chain, "REST", rest)
+        if rest == 0.0:
+            mill._asked_again = 0.0
+        mill.metrics([record(1)])
+        mill._artist.join(60)
+        assert len(asked) == times
+
+
+def test_the_last_words_to_a_prefect_that_is_away_take_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect itself goes on with each of them at the end of the process, for as long as it takes."""
+    from flows import mlm
+
+    monkeypatch.setattr(mlm, "DELIVERY", 0.05)
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    asked = asyncio.run_coroutine_threadsafe(begun(), loop).result(60)
+    service = SimpleNamespace(_loop=loop, _task=asked)
+    worker = SimpleNamespace(_instances={1: service}, drain_all=lambda timeout: time.sleep(timeout))
+    monkeypatch.setattr(mlm, "EventsWorker", worker)
+    monkeypatch.setattr(mlm, "APILogWorker", worker)
+    mlm.deliver()
+    while not asked.cancelled():
+        time.sleep(0.01)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+async def begun() -> "asyncio.Task[None]":
+    return asyncio.get_running_loop().create_task(asyncio.sleep(3600))
 
 
 @pytest.fixture

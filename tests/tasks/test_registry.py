@@ -12,8 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from tasks import registry, tracking, versions
 from tasks.artifacts import Store, verify
-from tasks.errors import DataError, MaskmillError, UnreachableError, UsageError
+from tasks.errors import DataError, DiskFullError, MaskmillError, UnreachableError, UsageError
 from tasks.registry import RegisterConfig, champion, load_model, predict, register, registered
+from tests.faults.gateway import REPLIES, Gateway
 from tests.tasks import small_model
 
 CALM = {
@@ -333,3 +334,37 @@ def test_the_stage_imports_no_mlflow_until_it_needs_it():
 def test_the_key_follows_every_input():
     inputs = ("abcde", "xbcde", "axcde", "abxde", "abcxe", "abcdx")
     assert len({registry.identity(RegisterConfig(), *digests).key for digests in inputs}) == 6
+
+
+AWAY = "API request to http://h/api failed with "
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (f"{AWAY}exception HTTPConnectionPool(host='h', port=9): Max retries exceeded", UnreachableError),
+        (f"{AWAY}timeout exception HTTPConnectionPool: Read timed out. (read timeout=120)", UnreachableError),
+        ("API request to endpoint /api failed with error code 502 != 200. Response body: '<html>'", UnreachableError),
+        ("... but the response body was not in a valid JSON format. Response body: '<html>'", UnreachableError),
+        ("(sqlite3.OperationalError) attempt to write a readonly database", UsageError),
+        ("(sqlite3.OperationalError) database or disk is full", DiskFullError),
+    ],
+)
+def test_what_mlflow_says_has_the_status_that_is_documented(said, kind, tmp_path):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MaskmillError) as raised, versions.explained(tmp_path):
+        raise MlflowException(said)
+    assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("way", ["refuses", "noise", "hangs"])
+def test_a_server_that_is_away_is_found_out_in_seconds(way, tmp_path, monkeypatch):
+    """MLflow's own client waits six minutes for one that takes connections and says nothing."""
+    monkeypatch.setattr(versions, "PATIENCE", 0.3)
+    with Gateway(9, way) as gateway, monkeypatch.context() as patch:
+        patch.setitem(REPLIES, "hangs", b"")
+        patch.setenv("MLFLOW_TRACKING_URI", gateway.address.replace("://", "://me:password@"))
+        with pytest.raises(UnreachableError) as raised:
+            versions.reached(tmp_path)
+    assert "password" not in str(raised.value)
