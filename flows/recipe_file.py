@@ -8,7 +8,6 @@ import yaml
 
 from tasks.errors import UsageError
 
-
 LARGEST = 100_000
 """Values of a file; no recipe has as many."""
 
@@ -26,7 +25,7 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Counts what aliases stand for, as often as they stand there: a few lines of them can fill any memory."""
         alias = self.check_event(yaml.AliasEvent)
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         node: Any = super().compose_node(parent, index)
         if alias and id(node) not in self._sizes:
             raise yaml.MarkedYAMLError(problem="an alias stands inside of what it stands for", problem_mark=mark)

@@ -173,7 +173,7 @@ def _check_unknown(tokenizer: "Tokenizer", name: str) -> None:
     except Exception as error:  # the library raises bare Exception
         said = str(error).split("\n", 1)[0][:200]
         raise DataError(
-            f"vocabulary.tokenizer: {name} cannot encode a text of unknown characters ({said}); give it an unknown token."
+            f"vocabulary.tokenizer: {name} cannot encode unknown characters ({said}); give it an unknown token."
         ) from None
 
 

@@ -265,7 +265,7 @@ def _difference(
 ) -> Decision:
     """Of two models on the same units: is the whole interval of the difference below 0?"""
     n, units, unit = int(n_U.sum()), int((n_U > 0).sum()), measure.split()[0]
-    value, champion = float(mine_U.sum()) / n, float(other_U.sum()) / n
+    value, champion = (float(some.sum()) / n if n else math.nan for some in (mine_U, other_U))
     apart = value - champion
     if not math.isfinite(apart) or units < LEAST:
         why = "a score is not finite" if units >= LEAST else f"{units} documents are too few; it takes {LEAST}"

@@ -312,9 +312,12 @@ def workplace() -> Iterator[Path]:
 
 def parsers() -> dict[str, Build]:
     """Every parser by its name."""
-    from tests.faults import fuzz_inputs, fuzz_served, fuzz_stored
+    from tests.faults import fuzz_inputs, fuzz_served, fuzz_sources, fuzz_state, fuzz_stored
 
-    return {**fuzz_stored.PARSERS, **fuzz_inputs.PARSERS, **fuzz_served.PARSERS}
+    found: dict[str, Build] = {}
+    for module in (fuzz_stored, fuzz_state, fuzz_inputs, fuzz_sources, fuzz_served):
+        found |= module.PARSERS
+    return found
 
 
 def run(name: str, build: Build, number: int, seed: int) -> Tally:

@@ -65,26 +65,10 @@ TEXTS += (
     "file:///dev/zero",
 )
 ODD: tuple[Any, ...] = (None, True, False, 1.5, -0.0, 1e308, float("nan"), float("inf"), 10**40, -(10**400))
-ODD += (*NUMBERS, *TEXTS, [], {}, [[]], [None], {"": None}, {"a": {"b": []}}, [0, "", {}], ["x"] * 40)
-PIECES = tuple(
-    text.encode("utf-8", "surrogatepass")
-    for text in (
-        *TEXTS[1:],
-        "NaN",
-        "-Infinity",
-        "1e400",
-        "9" * 5000,
-        '"\\ud800"',
-        "{",
-        "}",
-        "[",
-        "]",
-        ",",
-        ":",
-        '"',
-        "\\u0000",
-    )
-) + (b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x00" * 64, b"\r\n", b"\r", b"[" * 1500, b'{"a":' * 1500)
+ODD += (*NUMBERS, *TEXTS, [], {}, [[]], [None], {"": None}, {"a": {"b": []}}, [0, "", {}], list("x" * 40))
+_WORDS = ("NaN", "-Infinity", "1e400", "9" * 5000, '"\\ud800"', "{", "}", "[", "]", ",", ":", '"', "\\u0000")
+_BYTES = (b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x00" * 64, b"\r\n", b"\r", b"[" * 1500)
+PIECES = (*(one.encode("utf-8", "surrogatepass") for one in (*TEXTS[1:], *_WORDS)), *_BYTES, b'{"a":' * 1500)
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,13 @@ written outside the home, and no canary sings. Each trial runs in a process of i
 import bz2
 import ctypes
 import gzip
-import io
 import json
 import lzma
 import os
-import random
 import resource
 import signal
-import socket
 import struct
 import sys
-import tarfile
 import time
 import traceback
 import zlib
@@ -29,33 +25,29 @@ from typing import Any
 
 from backports import zstd
 
+from tests.faults.hostile_inputs import (
+    GOOD,
+    deep,
+    file,
+    images,
+    long_line,
+    loop,
+    names,
+    packed,
+    parquet_bomb,
+    pickled,
+    png_bomb,
+    special,
+    tar,
+    unreadable,
+)
 from tests.faults.trial import Failed, Outcome, Trial
 
 MOST = 512 << 20
 """Bytes that a trial may take beside what its process had before."""
 PATIENCE = 120.0
-LARGE = 256 << 20
-"""Bytes that a bomb unpacks to."""
-WORDS = ["the", "of", "and", "to", "in", "that", "was", "his", "he", "it", "with", "is", "for", "as", "had", "you"]
-GOOD = [" ".join(random.Random(number).choices(WORDS, k=30)) + "." for number in range(200)]
 OVERRIDE = 0b110
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: by these root reads what is closed."""
-
-
-class Canary:
-    """What a pickle calls when it is loaded: the file at `path` says so."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.path), "w")
-
-
-def pickled(path: Path) -> bytes:
-    import pickle
-
-    return pickle.dumps({"text": Canary(path)})
 
 
 @dataclass
@@ -189,18 +181,6 @@ def prepared(folder: Path, recipe: str) -> tuple[Path, Path]:
     return source, home
 
 
-def images() -> list[bytes]:
-    import numpy as np
-    from PIL import Image
-
-    found = []
-    for number in range(20):
-        file = io.BytesIO()
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32), np.uint8)).save(file, "PNG")
-        found.append(file.getvalue())
-    return found
-
-
 @dataclass(frozen=True)
 class Hostile:
     """One kind of input."""
@@ -280,110 +260,6 @@ def _check(seen: Seen, folder: Path, before: set[str] | None) -> None:
         raise Failed("litter", f"written outside the home: {sorted(new)[:3]}")
 
 
-# What is planted
-
-
-def file(name: str, data: Callable[[Path], bytes], source: Path) -> None:
-    (source / name).write_bytes(data(source.parent))
-
-
-def packed(name: str, packer: Callable[[], Any], source: Path) -> None:
-    """LARGE bytes in a few kilobytes."""
-    compressor = packer()
-    with open(source / name, "wb") as out:
-        for _ in range(LARGE >> 20):
-            out.write(compressor.compress(b" " * (1 << 20)))
-        out.write(compressor.flush())
-
-
-def parquet_bomb(source: Path) -> None:
-    """One text of 4 MB, and 20,000 rows that have it: 80 GB, by a dictionary of one entry."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["a bomb " * (4 << 17)]))
-    pq.write_table(pa.table({"text": column}), source / "bomb.parquet", compression="zstd")
-
-
-def png_bomb(width: int, source: Path) -> None:
-    """Pixels by the thousand million, in a chunk of zeros."""
-    (source / "class" / "bomb.png").write_bytes(png(width, width, zlib.compress(bytes(width * 64), 9)))
-
-
-def png(width: int, height: int, data: bytes) -> bytes:
-    def chunk(name: bytes, inside: bytes) -> bytes:
-        return struct.pack(">I", len(inside)) + name + inside + struct.pack(">I", zlib.crc32(name + inside))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def tar(source: Path) -> None:
-    """Members that lead out of any folder, links, devices; among two good images."""
-    good = images()[:2]
-    with tarfile.open(source / "a.tar", "w") as archive:
-        for name, data in (("../../escaped.png", good[0]), ("/tmp/escaped.png", good[1])):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-        for kind, name in ((tarfile.SYMTYPE, "link.png"), (tarfile.LNKTYPE, "hard.png"), (tarfile.CHRTYPE, "zero.png")):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.devmajor, info.devminor = kind, "/etc/passwd", 1, 5
-            archive.addfile(info)
-
-
-def long_line(source: Path) -> None:
-    with open(source / "long.jsonl", "wb") as out:
-        out.write(b'{"text": "')
-        for _ in range(100):
-            out.write(b"long " * (1 << 18))
-        out.write(b'"}\n')
-
-
-def special(kind: str, path: Path) -> None:
-    """No file, under the name of one; in a folder, where a folder is given."""
-    path = path / "special.txt" if path.is_dir() else path
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as one:
-            here = os.getcwd()
-            os.chdir(path.parent)  # the address of a socket has 108 characters at most
-            try:
-                one.bind(path.name)
-            finally:
-                os.chdir(here)
-    else:
-        path.symlink_to(kind)
-
-
-def names(source: Path) -> None:
-    """Names that are not what they seem, or no text: their texts are good, and taken."""
-    for number, name in enumerate(
-        (b"new\nline\x1b[31m.txt", "bidi\u202etxt.txt".encode(), b"not-utf8-\xff\xfe.txt", b"-rf.txt")
-    ):
-        text = " ".join(random.Random(1000 + number).choices(WORDS, k=30))
-        with open(os.path.join(os.fsencode(source), name), "w") as out:
-            out.write(text)
-    with open(os.path.join(os.fsencode(source), b"no\x1b[31mkind\n.xyz"), "w") as out:
-        out.write("x")
-
-
-def loop(source: Path) -> None:
-    (source / "again").symlink_to(source, target_is_directory=True)
-    (source / "own.txt").symlink_to("own.txt")
-
-
-def unreadable(source: Path) -> None:
-    (source / "closed.txt").write_text("nobody reads this")
-    (source / "closed.txt").chmod(0)
-    (source / "closed").mkdir(mode=0)
-
-
-def deep(source: Path) -> None:
-    (source / "deep.jsonl").write_bytes(b'{"text": ' + b"[" * 2_000_000 + b"\n" + b'{"text":' * 500_000 + b"\n")
-
-
 def header_of(data: bytes, folder: Path) -> dict[str, Any]:
     """A checkpoint whose tensors are these bytes, with a receipt that says so."""
     import hashlib
@@ -422,6 +298,14 @@ def entities(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def canary(folder: Path) -> bytes:
+    return pickled(folder / "canary")
+
+
+def bad_line(_: Path) -> bytes:
+    return b"\n\n".join([b"A good line of a file with words."] * 20 + [b"\xff\xfe \xed\xa0\x80"])
+
+
 ALIASES = b"a: &a0 [x, x]\n" + b"".join(b"b%d: &a%d [*a%d, *a%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 40))
 OVERLAP = {
     "a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
@@ -430,12 +314,12 @@ OVERLAP = {
 BELOW_ZERO = {"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}
 
 AMONG: dict[str, Hostile] = {
-    "pickle as text": Hostile(partial(file, "a.txt", lambda folder: pickled(folder / "canary")), "invalid_utf8"),
-    "pickle as jsonl": Hostile(partial(file, "a.jsonl", lambda folder: pickled(folder / "canary")), "invalid_utf8"),
-    "pickle as parquet": Hostile(partial(file, "a.parquet", lambda folder: pickled(folder / "canary")), "broken_parquet"),
-    "pickle as arrow": Hostile(partial(file, "a.arrow", lambda folder: pickled(folder / "canary")), "broken_arrow"),
-    "pickle in gzip": Hostile(partial(file, "a.txt.gz", lambda folder: gzip.compress(pickled(folder / "canary"))), "invalid_utf8"),
-    "pickle by its own name": Hostile(partial(file, "a.pkl", lambda folder: pickled(folder / "canary")), ".pkl"),
+    "pickle as text": Hostile(partial(file, "a.txt", canary), "invalid_utf8"),
+    "pickle as jsonl": Hostile(partial(file, "a.jsonl", canary), "invalid_utf8"),
+    "pickle as parquet": Hostile(partial(file, "a.parquet", canary), "broken_parquet"),
+    "pickle as arrow": Hostile(partial(file, "a.arrow", canary), "broken_arrow"),
+    "pickle in gzip": Hostile(partial(file, "a.txt.gz", lambda folder: gzip.compress(canary(folder))), "invalid_utf8"),
+    "pickle by its own name": Hostile(partial(file, "a.pkl", canary), ".pkl"),
     "gzip bomb": Hostile(partial(packed, "a.txt.gz", lambda: zlib.compressobj(9, wbits=31)), "archive_bomb"),
     "zstd bomb": Hostile(partial(packed, "a.txt.zst", zstd.ZstdCompressor), "archive_bomb"),
     "bz2 bomb": Hostile(partial(packed, "a.txt.bz2", bz2.BZ2Compressor), "archive_bomb"),
@@ -444,9 +328,9 @@ AMONG: dict[str, Hostile] = {
     "PNG bomb": Hostile(partial(png_bomb, 60_000), "too_many_pixels", "images"),
     "PNG of few bytes": Hostile(partial(png_bomb, 8_000), "truncated_image", "images"),
     "tar that leads elsewhere": Hostile(tar, "(no regular file in a tar)", "images"),
-    "pickle as image": Hostile(partial(file, "class/a.png", lambda folder: pickled(folder / "canary")), "not_an_image", "images"),
-    "pickle as tar": Hostile(partial(file, "a.tar", lambda folder: pickled(folder / "canary") * 100), "broken_tar", "images"),
-    "not UTF-8": Hostile(partial(file, "a.txt", lambda _: b"\n\n".join([b"A good line of a file with words."] * 20 + [b"\xff\xfe \xed\xa0\x80"])), "invalid_utf8"),
+    "pickle as image": Hostile(partial(file, "class/a.png", canary), "not_an_image", "images"),
+    "pickle as tar": Hostile(partial(file, "a.tar", lambda folder: canary(folder) * 100), "broken_tar", "images"),
+    "not UTF-8": Hostile(partial(file, "a.txt", bad_line), "invalid_utf8"),
     "line of 100 MB": Hostile(long_line, "line_too_long"),
     "deep JSON": Hostile(deep, "broken_json"),
     "deep HTML": Hostile(partial(file, "a.html", lambda _: b"<div>" * 300_000 + b"text"), ""),

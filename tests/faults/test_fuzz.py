@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tasks.errors import DataError
-from tests.faults import fuzz, fuzz_inputs, fuzz_stored
+from tests.faults import fuzz, fuzz_inputs, fuzz_sources, fuzz_state, fuzz_stored
 from tests.faults.fuzz import Case, Parser, Silent
 
 STORED = ("manifest", "manifest-sealed", "receipt-sealed", "shard", "spool", "ledger", "scores")
 GIVEN = ("records", "csv", "parquet", "arrow-file", "gzip", "cloze", "labelled-csv", "treebank")
-KNOWN = fuzz_stored.PARSERS | fuzz_inputs.PARSERS
+KNOWN = fuzz_stored.PARSERS | fuzz_state.PARSERS | fuzz_inputs.PARSERS | fuzz_sources.PARSERS
 
 
 @pytest.mark.parametrize("name", STORED + GIVEN)

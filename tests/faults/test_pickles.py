@@ -1,7 +1,7 @@
 """No pickle is loaded, wherever a file is read: a canary in each of them would leave a file behind.
 
-Files between processes of one run (multiprocessing, Prefect's and torch's own pipes) are not read from a disk: what they
-carry was made by the same program a moment before.
+Files between processes of one run (multiprocessing, Prefect's and torch's own pipes) are not read from a disk: what
+they carry was made by the same program a moment before.
 
 python -m pytest tests/faults/test_pickles.py -m ''
 """
@@ -175,7 +175,7 @@ def test_in_place_of_each_file_of_an_artifact(made: Made, stage: str, tmp_path: 
 def consumers(made: Made, stage: str, store: Store, folder: Path) -> None:
     """What reads a stage's artifact, on the forged one."""
     forged = made.stages | {stage: _forged(folder)}
-    corpus, words, rows, weights, report = (forged[name] for name in made.stages)
+    corpus, words, rows, weights, _ = (forged[name] for name in made.stages)
     work: dict[str, list[Callable[[], Any]]] = {
         "corpus": [
             lambda: modalities.vocabulary(made.recipe.vocabulary, corpus, store),
@@ -268,30 +268,57 @@ def test_in_place_of_everything_that_a_killed_run_left(made: Made, tmp_path: Pat
         }
         (home / "step-000000002.safetensors").write_bytes(data)
         (home / "step-000000002.json").write_bytes(page(sealed(about)))
-        for work in (
-            lambda: ledger.read(home),
-            lambda: [outbox.Outbox.take(path) for path, _ in outbox.heads(home / "outbox")],
-            lambda: outbox.Outbox.take(home / "outbox" / "1.jsonl"),
-            lambda: Spool(home / "measured.metrics.jsonl", lambda records: None).ship(),
-            lambda: digests.Memory(home).digests([made.source / "a.txt"]),
-            lambda: places.files(home, hashed=True),
-            lambda: launch.outcome(home, 0),
-            lambda: checkpoint.load_stable(home / "step-000000001.safetensors"),
-            lambda: checkpoint.load_stable(home / "step-000000002.safetensors"),
-            lambda: checkpoint.newest(home, lambda state: None),
-            lambda: finished_unit(home, "pack-1"),
-            lambda: packs.index(home),
-            lambda: packs.column(home, "pack-1", "sizes"),
-            lambda: packs.texts(home, "pack-1", 0, 1),
-            lambda: load(home),
-        ):
-            harmless(work, canary)  # noqa: B023
+        for work in readers_of(home, made):
+            harmless(work, canary)
 
 
-SUFFIXES = (
-    ".txt .md .html .jsonl .ndjson .csv .tsv .parquet .arrow .gz .txt.gz .jsonl.zst .txt.bz2 .txt.xz .pkl .pickle .npy .npz .pt "
-    ".pth .bin .ckpt .safetensors .tar .zip"
-).split()
+def readers_of(home: Path, made: Made) -> tuple[Callable[[], Any], ...]:
+    return (
+        lambda: ledger.read(home),
+        lambda: [outbox.Outbox.take(path) for path, _ in outbox.heads(home / "outbox")],
+        lambda: outbox.Outbox.take(home / "outbox" / "1.jsonl"),
+        lambda: Spool(home / "measured.metrics.jsonl", lambda records: None).ship(),
+        lambda: digests.Memory(home).digests([made.source / "a.txt"]),
+        lambda: places.files(home, hashed=True),
+        lambda: launch.outcome(home, 0),
+        lambda: checkpoint.load_stable(home / "step-000000001.safetensors"),
+        lambda: checkpoint.load_stable(home / "step-000000002.safetensors"),
+        lambda: checkpoint.newest(home, lambda state: None),
+        lambda: finished_unit(home, "pack-1"),
+        lambda: packs.index(home),
+        lambda: packs.column(home, "pack-1", "sizes"),
+        lambda: packs.texts(home, "pack-1", 0, 1),
+        lambda: load(home),
+    )
+
+
+SUFFIXES = [
+    ".txt",
+    ".md",
+    ".html",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".txt.gz",
+    ".jsonl.zst",
+    ".txt.bz2",
+    ".txt.xz",
+    ".pkl",
+    ".pickle",
+    ".npy",
+    ".npz",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".ckpt",
+    ".safetensors",
+    ".tar",
+    ".zip",
+]
 
 
 @pytest.mark.slow
@@ -317,9 +344,9 @@ def test_as_a_source_an_evaluation_set_a_tokenizer_or_a_recipe(tmp_path: Path) -
         for recipe in ("tiny", "images"):
             for source in (str(folder), f"hf:{folder}"):
                 harmless(lambda: modalities.corpus(recipes.load(recipe, [source]).corpus, store), canary)  # noqa: B023
-        harmless(lambda: adopted.adopt(adopted.find(str(folder))), canary)  # noqa: B023
-        harmless(lambda: recipes.load(str(folder / "recipe.yaml")), canary)  # noqa: B023
-        harmless(lambda: deployments.check(folder / "prefect.yaml"), canary)  # noqa: B023
+        harmless(lambda: adopted.adopt(adopted.find(str(folder))), canary)
+        harmless(lambda: recipes.load(str(folder / "recipe.yaml")), canary)
+        harmless(lambda: deployments.check(folder / "prefect.yaml"), canary)
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -115,3 +116,24 @@ def test_a_run_that_is_still_at_work_is_not_gone_on_with(tmp_path: Path) -> None
 def test_a_run_needs_what_it_made_what_it_read_and_what_it_was_forked_from(tmp_path: Path) -> None:
     stopped(tmp_path)
     assert ledger.needed(ledger.read(tmp_path)) == ({"k"}, {"a" * 64, "d" * 64, "f" * 64})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"started": 1e300},
+        {"stages": {"corpus": {}}},
+        {"stages": {"corpus": 3}},
+        {"needs": [[1]]},
+        {"id": None},
+        {"ended": "x"},
+    ],
+)
+def test_an_entry_of_odd_fields_hides_itself_and_nothing_else(tmp_path, odd):
+    (tmp_path / "runs").mkdir()
+    whole = {"id": "1", "recipe": "tiny", "command": "maskmill run tiny", "state": "completed"}
+    (tmp_path / "runs" / "1.json").write_text(json.dumps(whole))
+    (tmp_path / "runs" / "2.json").write_text(json.dumps(whole | odd))
+    entries = ledger.read(tmp_path)
+    assert [entry.id for entry in entries] == ["1"]
+    ledger.needed(entries), ledger.digests(entries), ledger.show(entries)

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -409,3 +410,26 @@ def test_a_remote_is_a_url_without_a_secret() -> None:
         with pytest.raises(UsageError, match="The remote ") as error:
             recipes.load("tiny", overrides=[f"remote={remote}"])
         assert "canary" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ("a: &a [*a]", "stands inside of what it stands for"),
+        (
+            "a: &a0 [x, x]\n" + "".join(f"b{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+            "more than 100,000 values",
+        ),
+        ("? {a: b}\n: c", "unhashable"),
+        ("a: 2001-99-99", "'2001-99-99' cannot be read"),
+        ("a: !!int abc", "'abc' cannot be read"),
+        ("a: !!timestamp y", "'y' cannot be read"),
+        ("!!map [a]", "line 1: this is not YAML"),
+        ("[" * 2000, "nested too deeply"),
+    ],
+)
+def test_what_yaml_can_do_to_a_reader_is_refused_in_words(tmp_path, page, says):
+    (tmp_path / "a.yaml").write_text(page)
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "a.yaml"))) as caught:
+        recipes.load(str(tmp_path / "a.yaml"))
+    assert says in str(caught.value)

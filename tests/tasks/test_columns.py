@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import columns
 from tests.tasks.made_files import put, read
 
 KINDS = ("parquet", "stream", "file")
@@ -130,3 +131,27 @@ def test_no_flipped_bits_and_no_cut_make_a_reader_fail(tmp_path: Path, kind: str
         reads = reader(kind) if kind in KINDS else kind
         found, refused = read(put(tmp_path / "bad", bytes(spoilt)), reads, text_key=key)
         assert found or refused
+
+
+def test_a_text_that_a_dictionary_repeats_without_end_is_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "FREE_EXPANSION", 1 << 20)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["a text " * 2000]))
+    path = write(tmp_path / "a.parquet", pa.table({"text": texts}), "parquet", compression="zstd")
+    kept, rejects = read(path, "parquet")
+    assert 0 < len(kept) < 2000 and [one.reason for one in rejects] == ["archive_bomb"]
+
+
+def test_damaged_statistics_of_a_column_do_not_abort_the_process(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"text": [f"text {n}" for n in range(50)]}), tmp_path / "a.parquet", write_page_checksum=True
+    )
+    whole = (tmp_path / "a.parquet").read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    path, rng = tmp_path / "b.parquet", random.Random(0)
+    for _ in range(300):  # in this very process
+        data = bytearray(whole)
+        data[rng.randrange(footer, len(data) - 8)] ^= 1 << rng.randrange(8)
+        kept, rejects = read(put(path, bytes(data)), "parquet")
+        assert kept or rejects

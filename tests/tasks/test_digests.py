@@ -65,3 +65,15 @@ def test_what_cannot_be_read_has_its_reason_in_place_of_a_digest(tmp_path: Path)
     os.symlink("loop", tmp_path / "loop")
     found = Memory(tmp_path).digests([tmp_path / "pipe", tmp_path / "missing", tmp_path / "loop", Path("/dev/zero")])
     assert [one.digest for one in found] == ["not a regular file", "unreadable", "unreadable", "not a regular file"]
+
+
+def test_a_digest_that_was_changed_in_the_memory_is_not_believed(tmp_path: Path) -> None:
+    path = old(put(tmp_path / "a.txt", "text"))
+    memory = Memory(tmp_path)
+    right = memory.digests([path])[0].digest
+    memory.save()
+    for wrong in (right.replace(right[0], "f" if right[0] != "f" else "0", 1), "", "NaN"):
+        page = (tmp_path / "digests.json").read_text()
+        (tmp_path / "digests.json").write_text(page.replace(right, wrong))
+        assert Memory(tmp_path).digests([path])[0].digest == right
+        (tmp_path / "digests.json").write_text(page)

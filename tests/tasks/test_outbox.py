@@ -158,3 +158,24 @@ def test_neighbouring_metrics_of_a_stage_go_together_and_nothing_else(outbox):
     outbox.append(*said)
     groups = [[line.entry for line in batch] for batch in batches(outbox.entries, 4)]
     assert groups == [[HEAD], said[:2], said[2:3], *([one] for one in said[3:])]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b'{"do": 1, "stage": ""}',
+        b'{"do": "metrics", "stage": ""}',
+        b'{"sent": -1}',
+        b'{"sent": "x"}',
+        b"[1]",
+        b"[" * 5000,
+    ],
+)
+def test_an_entry_of_odd_fields_is_passed_over(tmp_path, bad):
+    good = b'{"do": "open", "stage": "", "run": "r"}\n'
+    (tmp_path / "1.jsonl").write_bytes(good + bad + b"\n" + b'{"do": "tags", "stage": "", "values": {}}\n')
+    (tmp_path / "2.jsonl").write_bytes(bad + b"\n")
+    assert [path.name for path, _ in heads(tmp_path)] == ["1.jsonl"]
+    box = Outbox.take(tmp_path / "1.jsonl")
+    assert [one.entry["do"] for one in box.entries] == ["open", "tags"] and box.waiting == 2
+    box.close()

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,3 +51,13 @@ def test_each_step_is_handed_on_once_and_in_order(tmp_path_factory, resumes):
     spool.ship()
     assert [record["step"] for record in got] == list(range(1, len(got) + 1))
     assert len(got) >= kept.count("\n")
+
+
+@pytest.mark.parametrize(
+    "bad", [b"[]", b"3", b'{"step": "1"}', b'{"step": 1, "timestamp_ms": 2, "metrics": [1]}', b"[" * 5000]
+)
+def test_a_line_that_is_no_record_is_not_handed_on(tmp_path, bad):
+    got: list = []
+    (tmp_path / "spool").write_bytes(line(1).encode() + bad + b"\n")
+    Spool(tmp_path / "spool", got.extend).ship()
+    assert [record["step"] for record in got] == [1]

@@ -103,3 +103,13 @@ def test_where_a_packed_table_breaks_off_the_record_is_refused_too(tmp_path: Pat
     data = PACKERS["gz"](b"id,text\n" + text.encode() + b'1,"open\n' + b"2,good\n" * 3)
     good, bad = read(put(tmp_path / "a.csv.gz", data[:-9]), "csv")
     assert len(good) >= 5000 and "truncated_archive" in [one.reason for one in bad]
+
+
+def test_quotes_that_open_again_in_every_line_are_read_again_only_so_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each line closes the quote of the one before and opens another: whichever is the first, none is ever closed.
+    path = put(tmp_path / "a.csv", b"text\n" + b'a","b\n' * 20_000)
+    monkeypatch.setattr(tables, "AGAIN", 1 << 22)
+    kept, rejects = read(path, "csv")
+    assert not kept and 2 < len(rejects) < 20 and rejects[-1].detail == "too many quotes that nobody closed"

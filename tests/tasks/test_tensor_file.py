@@ -160,3 +160,14 @@ def test_copies_from_a_device_are_of_the_moment_at_which_they_were_queued():
         for number, name in enumerate(tensors):
             assert (parse(image.bytes)[name] == number + turn).all()
     assert image.bytes.is_pinned()
+
+
+@pytest.mark.parametrize("shape", [[-2, -2], [True, 4], [4.0], "4", [1 << 70, 0], {"4": 1}])
+def test_a_shape_that_no_tensor_has_is_refused(shape):
+    header = json.dumps(
+        {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 16]}}, separators=(",", ":")
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    data = struct.pack("<Q", len(header)) + header + bytes(16)
+    with pytest.raises(DataError, match="not a safetensors file"):
+        parse(torch.frombuffer(bytearray(data), dtype=torch.uint8))
