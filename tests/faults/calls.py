@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.faults import injector, mill, stand
 from tests.faults.injector import Order
-from tests.faults.outage import Done, Stand
+from tests.faults.stand import Done, Stand
 from tests.faults.trial import Failed, Outcome, Trial
 
 COST = {"corpus": 0.8, "vocabulary": 1.0, "shards": 1.2, "pretrain": 2.5, "evaluate": 2.0, "register": 5.0}

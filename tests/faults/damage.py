@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.faults import mill, stand
 from tests.faults.calls import same
 from tests.faults.injector import Order
-from tests.faults.outage import Done, Stand
+from tests.faults.stand import Done, Stand
 from tests.faults.trial import Failed, Outcome, Trial
 
 TIMES = 25

@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.faults import injector, mill, stand
 from tests.faults.calls import COST, REGISTER_EVERY, again
 from tests.faults.injector import Call, Order
-from tests.faults.outage import Stand
+from tests.faults.stand import Stand
 from tests.faults.trial import Failed, Outcome, Trial
 
 KINDS = ("least", "names", "bytes", "mixed")
