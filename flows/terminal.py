@@ -96,7 +96,7 @@ def _said_by_the_system(error: OSError) -> MaskmillError | None:
     """A full disk, or a folder that may not be written to, as one of our errors; None for anything else."""
     if told := of_disk(error, "what is made or printed"):
         return told
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):  # EEXIST: a file's name
         why = os.strerror(error.errno)
         return UsageError(f"{error.filename}: {why}; set MASKMILL_HOME to a folder that can be written to.")
     return None
