@@ -116,7 +116,9 @@ def application(model: Model, page: Mapping[str, Any], limits: Limits, token: st
         Route("/version", version),
         *(Route(path, health) for path in ("/ping", "/health")),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.router.redirect_slashes = False  # to wherever the request says that this host is
+    return app
 
 
 def is_local(host: str) -> bool:

@@ -182,7 +182,7 @@ def _anchored(uri: str, folder: Path) -> str:
     elif "://" in uri or scheme == "installed-docs":
         return uri
     elif scheme == "hf":  # a folder where there is one, else a name on the hub
-        return f"hf:{os.path.abspath(folder / rest)}" if (folder / rest).exists() else uri
+        return f"hf:{os.path.abspath(folder / rest)}" if os.path.exists(folder / rest) else uri
     return os.path.abspath(folder / Path(uri).expanduser())
 
 

@@ -76,6 +76,11 @@ class NumericError(MaskmillError):
     exit_code = 78
 
 
+def is_panic(error: BaseException) -> bool:
+    """Did a library in Rust give up? What it raises is no Exception, and its class has no module to be had from."""
+    return type(error).__name__ == "PanicException"
+
+
 EXIT_CODES = {
     0: "done",
     1: "internal error",

@@ -134,5 +134,5 @@ def too_long(line: Line, limits: Limits) -> Reject:
     return Reject("line_too_long", line.offset, line.size, line.number, f"more than {limits.line_bytes} bytes")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).split("\n", 1)[0][:200]
