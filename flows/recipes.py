@@ -37,9 +37,9 @@ def names() -> list[str]:
 def find(name_or_path: str) -> Path:
     """The file of a recipe: a name in deployments/recipes/, or a path. Raises UsageError naming what exists."""
     bundled, given = FOLDER / f"{name_or_path}.yaml", Path(name_or_path).expanduser()
-    if "/" not in name_or_path and bundled.is_file():
+    if "/" not in name_or_path and os.path.isfile(bundled):  # of a name that is too long, too
         return bundled
-    if given.is_file():
+    if os.path.isfile(given):
         return given.absolute()
     near = difflib.get_close_matches(name_or_path, names(), 1)
     hint = f"Did you mean {near[0]}? " if near else ""

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import deployments
 from tasks.errors import UsageError
@@ -132,3 +133,24 @@ def test_after_a_power_cut_the_doctor_sends_the_run_back_and_a_new_worker_ends_i
     until(lambda: house.state(run) == "RUNNING", 120)
     assert house.ends(run) == "COMPLETED"
     assert house.stages(run)["pretrain"] == "made"
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ({"parameters": [1]}, "`parameters` must be a group of settings"),
+        ({"schedules": "x"}, "`schedules` must be a list"),
+        ({"schedules": [3]}, "`schedules` must be a list"),
+        ({"work_pool": {"name": 3}}, "no text"),
+        ({"parameters": {"recipe": ["tiny"]}}, "`recipe` must be a text"),
+        ({"parameters": {"recipe": "x" * 5000}}, "There is no recipe"),
+        ({"parameters": {"recipe": "tiny", "set": [3]}}, "lists of texts"),
+        ({"entrypoint": "x" * 5000 + ":a"}, "is no FILE:FLOW"),
+    ],
+)
+def test_a_deployment_of_odd_fields_is_refused_by_name(tmp_path, odd, says):
+    one = {"name": "nightly", "entrypoint": "flows/mlm.py:data"} | odd
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump({"deployments": [one]}))
+    with pytest.raises(UsageError, match="deployment nightly") as caught:
+        deployments.check(tmp_path / "prefect.yaml")
+    assert says in str(caught.value)

@@ -289,3 +289,7 @@ def test_sigterm_ends_it_after_the_answers_that_are_under_way():
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_path_with_a_slash_too_many_is_not_there_and_leads_nowhere(client):
+    assert client.get("/version/", headers={"Host": "localhost"}, follow_redirects=False).status_code == 404

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import numpy as np
 import pytest
+import tokenizers
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,3 +245,21 @@ def test_reserved_ids_of_bert_are_no_ordinary_ids(made):
     tokenizer = opened(made["bert"])
     assert of[tokenizer.token_to_id("[unused3]")].role == "special"
     assert tokenizer.token_to_id("[unused9]") >= made["bert"].facts["tokens"], "the next free name"
+
+
+def test_a_tokenizer_over_which_the_library_panics_is_refused(tmp_path):
+    tokenizer = Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    page = json.loads(tokenizer.to_str())
+    page["model"]["continuing_subword_prefix"] = "longer than its tokens"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(page))
+    with pytest.raises(DataError, match="is not a tokenizer"):
+        adopted.adopt(adopted.find(str(tmp_path)))
+    with pytest.raises(DataError, match="is not a tokenizer"):
+        tokens.open_for_text(tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_that_cannot_encode_what_it_does_not_know_is_refused(tmp_path):
+    tokenizer = Tokenizer(tokenizers.models.WordLevel({"a": 0}, "[UNK]"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=r"cannot encode unknown characters|is not a tokenizer"):
+        adopted.adopt(adopted.find(str(tmp_path)))

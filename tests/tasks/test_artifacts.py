@@ -18,6 +18,7 @@ import pytest
 from tasks import artifacts, manifests
 from tasks.artifacts import Built, Identity, Store, Workspace, finish_unit, finished_unit, load, save_array, verify
 from tasks.errors import DataError, DiskError, DiskFullError, HeldError
+from tasks.manifests import page, read_sealed, sealed
 
 WHAT = Identity("shards", 1, {"rate": "0.3"}, {"corpus": "ab" * 32})
 
@@ -326,3 +327,19 @@ def test_an_array_on_a_full_disk_is_an_error_with_its_number(tmp_path: Path) -> 
     with pytest.raises(OSError) as caught:
         save_array(Path("/dev/full"), np.zeros(1 << 20))
     assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("odd", [{"files": []}, {"files": {"a": 3}}, {"files": {"a\0": {}}}, {"facts": 3}, {}])
+def test_a_sealed_receipt_of_odd_fields_is_a_unit_to_make_again(tmp_path, odd):
+    receipt = tmp_path / "a.receipt.json"
+    receipt.write_bytes(page(sealed({"facts": {}} | odd)))
+    assert finished_unit(tmp_path, "a") is None and not receipt.exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"seal": "x", "a": NaN}', b"[" * 5000, b'{"seal": 1, "a": ' + b"[" * 900 + b"]" * 900 + b"}"]
+)
+def test_a_page_that_cannot_be_sealed_is_damaged(tmp_path, data):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        read_sealed(tmp_path / "a.json")

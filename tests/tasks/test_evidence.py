@@ -1,6 +1,8 @@
 """Evidence: what an evaluation leaves for the gate. pytest tests/tasks/test_evidence.py"""
 
 import math
+import random
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -133,3 +135,25 @@ def test_a_document_goes_by_the_digest_of_its_text_whether_the_corpus_has_it_or_
     bare = corpus_of(Store(tmp_path), {"text": texts, "split": split})
     full = corpus_of(Store(tmp_path), {"text": texts, "split": split, "id": ids})
     assert document_ids(bare, "test") == document_ids(full, "test") == (ids[0], ids[2])
+
+
+def test_scores_with_a_flipped_bit_are_refused_or_read_and_never_end_the_process(tmp_path):
+    n = np.full(3, 7)
+    write(tmp_path / "a", [Units("document", ("",) * 3, ("a", "b", "c"), n, {MODEL: n * 0.5})], {"models": {}})
+    whole, rng = (tmp_path / "a").read_bytes(), random.Random(0)
+    for _ in range(500):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (tmp_path / "b").write_bytes(data)
+        with suppress(DataError):
+            read_units(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"models": 3}, {"test": 3}, {"copies": {"equal": "x"}}, {"models": {"test": {"pretrain": "p"}}}]
+)
+def test_scores_that_do_not_say_what_they_are_of_are_refused(tmp_path, odd):
+    about = {"test": "t", "rate": "0.3", "copies": {}, "models": {}} | odd
+    write(tmp_path / "a", [], about)
+    with pytest.raises(DataError, match="cannot be read as scores"):
+        read(tmp_path / "a")
