@@ -295,7 +295,10 @@ def explained(home: Path) -> Iterator[None]:
 
 def _said(home: Path, error: Exception) -> MaskmillError:
     """What MLflow, its database or a network says, in our words."""
-    text = without_secrets((str(error).splitlines() or [""])[0][:300])
+    lines = str(error).splitlines() or [""]
+    # SQLAlchemy puts what it was about before what the database said.
+    said = next((line for line in lines if line.startswith(("(sqlite3.", "(psycopg"))), lines[0])
+    text = without_secrets(said[:300])
     where = without_secrets(tracking.tracking_uri(home))
     if why := login_refused(error):
         return UsageError(f"MLflow at {where} {why}.")

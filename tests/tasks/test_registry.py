@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from tasks import registry, tracking, versions
 from tasks.artifacts import Store, verify
-from tasks.errors import DataError, DiskFullError, MaskmillError, UnreachableError, UsageError
+from tasks.errors import DataError, DiskError, DiskFullError, MaskmillError, UnreachableError, UsageError
 from tasks.registry import RegisterConfig, champion, load_model, predict, register, registered
 from tests.faults.gateway import REPLIES, Gateway
 from tests.tasks import small_model
@@ -348,6 +348,10 @@ AWAY = "API request to http://h/api failed with "
         ("... but the response body was not in a valid JSON format. Response body: '<html>'", UnreachableError),
         ("(sqlite3.OperationalError) attempt to write a readonly database", UsageError),
         ("(sqlite3.OperationalError) database or disk is full", DiskFullError),
+        ("(raised as a result of autoflush)\n(sqlite3.OperationalError) database or disk is full", DiskFullError),
+        ("(sqlite3.OperationalError) disk I/O error", DiskError),
+        ("(sqlite3.DatabaseError) database disk image is malformed", DataError),
+        ("(sqlite3.DatabaseError) file is not a database", DataError),
     ],
 )
 def test_what_mlflow_says_has_the_status_that_is_documented(said, kind, tmp_path):
