@@ -13,7 +13,7 @@ test: $(VENV)/installed-all       ## the whole test suite
 	$(BIN)/python -m pytest -m ""
 
 check-tests: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: check-tests              ## what .ci/run checks: lint, types, the essential tests
 	$(BIN)/ruff check .

@@ -60,7 +60,7 @@ class Entry:
         return next((name for name, it in self.stages.items() if it["state"] not in DONE), "")
 
 
-NO_TEXTS = ("started", "ended", "exit_code", "stages", "needs")
+NO_STRINGS = ("started", "ended", "exit_code", "stages", "needs")
 """Fields of an entry that are no texts."""
 
 
@@ -143,7 +143,7 @@ def read(home: Path, limit: int | None = None) -> list[Entry]:
 def _entry(data: bytes) -> Entry:
     """Raises ValueError or TypeError for what no Recorder wrote."""
     entry = Entry(**json_of(data))
-    texts = [value for name, value in vars(entry).items() if name not in NO_TEXTS]
+    texts = [value for name, value in vars(entry).items() if name not in NO_STRINGS]
     stages = list(entry.stages.values())
     texts += [*entry.needs, *entry.stages]
     for stage in stages:

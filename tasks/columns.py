@@ -18,6 +18,8 @@ ROWS = 256
 """Rows that are looked at together, or fewer where they are long."""
 BATCH = 32 << 20
 """Bytes of Parquet that should be unpacked at once."""
+SHARED = 1 << 30
+"""Characters that the rows of a file may come to, however small it is."""
 WRONG = (pa.ArrowException, ValueError, OSError, MemoryError)
 """What pyarrow raises for a file that is none."""
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -38,9 +40,9 @@ def parquet(item: Item, limits: Limits) -> Iterator[Document | Reject]:
         first, out = 0, 0
         for group in range(file.num_row_groups):
             for event in _row_group(file, group, first, path, item.size, limits):
-                # A text in a dictionary is stored once, however many rows have it.
+                # A text in a dictionary is stored once, however many rows have it: a few kilobytes may stand for days.
                 out += len(event.text) if isinstance(event, Document) else 0
-                if out > FREE_EXPANSION and out > limits.archive_ratio * item.size:
+                if out > SHARED and out > limits.archive_ratio * item.size:
                     detail = f"its texts are more than {limits.archive_ratio} times its size"
                     raise Broken("archive_bomb", detail, event.offset, item.size)
                 yield event

@@ -81,7 +81,7 @@ def nodes(store: Store, stages: Iterable[str]) -> list[Node]:
                 value, made = json_of(path.read_bytes()), path.stat().st_mtime
                 digest, inputs = value["digest"], tuple(value["inputs"].values())
                 if not all(isinstance(one, str) for one in (digest, *inputs)):
-                    raise TypeError("a digest is no text")
+                    raise TypeError("a digest is no string")
                 found.append(Node(stage, folder.name, digest, inputs, folder, made))
             except FileNotFoundError:
                 continue  # somebody's folder, or one that went this moment: not ours to judge

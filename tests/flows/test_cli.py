@@ -186,7 +186,7 @@ def test_a_batch_system_s_signals_are_a_ctrl_c_in_every_stage(number: int, monke
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(errno.ENOSPC, 74), (errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOTDIR, 2), (errno.EEXIST, 2), (errno.EIO, 1)],
+    [(errno.ENOSPC, 74), (errno.EROFS, 2), (errno.EACCES, 2), (errno.ENOTDIR, 2), (errno.EEXIST, 2), (errno.EIO, 74)],
 )
 def test_what_the_system_refuses_is_one_sentence_with_its_status(
     number: int, code: int, capsys: pytest.CaptureFixture[str]

@@ -136,7 +136,7 @@ def test_no_flipped_bits_and_no_cut_make_a_reader_fail(tmp_path: Path, kind: str
 def test_a_text_that_a_dictionary_repeats_without_end_is_a_bomb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "FREE_EXPANSION", 1 << 20)
+    monkeypatch.setattr(columns, "SHARED", 1 << 20)
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["a text " * 2000]))
     path = write(tmp_path / "a.parquet", pa.table({"text": texts}), "parquet", compression="zstd")
     kept, rejects = read(path, "parquet")
