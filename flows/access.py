@@ -1,6 +1,7 @@
 """Who may reach the servers of `maskmill ui`: this machine, or whoever has the passwords. Imports nothing heavy."""
 
 import base64
+import http.client
 import importlib.util
 import os
 import secrets
@@ -129,7 +130,7 @@ def refuses(url: str, user: str = "", password: str = "") -> bool:
         urllib.request.urlopen(request, timeout=10).close()
     except urllib.error.HTTPError as error:
         return error.code == 401
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     return False
 

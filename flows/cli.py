@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,7 +21,7 @@ from flows import (
     terminal,
 )
 from flows.access import HOST
-from tasks.errors import UnreachableError
+from tasks.errors import MaskmillError, UnreachableError
 from tasks.progress import say
 
 
@@ -139,7 +140,7 @@ def _refuse_silence(error: Exception, home: Path) -> None:
 
     Raises UnreachableError, or Exit where it is.
     """
-    if not type(error).__module__.startswith(("httpx", "httpcore")):
+    if isinstance(error, MaskmillError) or not _is_prefects(error):
         return
     from flows import ledger
 
@@ -148,8 +149,17 @@ def _refuse_silence(error: Exception, home: Path) -> None:
         say("The run is complete, but its Prefect server is away; `maskmill doctor` tells it so later.")
         raise typer.Exit
     raise UnreachableError(
-        f"The Prefect server is away ({type(error).__name__}); start it and run again: what is finished is kept."
+        f"The Prefect server is away, or something else answers at its address ({type(error).__name__}); start it and "
+        "run again: what is finished is kept."
     ) from error
+
+
+def _is_prefects(error: Exception) -> bool:
+    """Did Prefect's client raise it? A gateway's page instead of JSON is a ValueError of anybody's by its type."""
+    if type(error).__module__.startswith(("httpx", "httpcore")):
+        return True
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").startswith("prefect.client") for frame, _ in frames)
 
 
 def _quiet() -> None:

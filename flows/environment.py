@@ -4,6 +4,7 @@ Prefect, MLflow and Hugging Face read their settings when they are imported: so 
 what the user has set.
 """
 
+import http.client
 import importlib.util
 import os
 import re
@@ -114,9 +115,9 @@ def check_mlflow() -> None:
         else:
             socket.create_connection((parts.hostname, port), PATIENCE).close()
             _enter(uri)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         where = f"{parts.scheme}://{parts.hostname}:{port}{parts.path}"  # no user, no password
-        why = getattr(error, "reason", error)
+        why = getattr(error, "reason", error) if isinstance(error, OSError) else "what answers does not speak HTTP"
         raise UsageError(
             f"No MLflow server answers at {where} (MLFLOW_TRACKING_URI): {why}; start it, or unset the variable."
         ) from None

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -227,3 +228,17 @@ def test_a_stdout_that_takes_no_more_has_a_status_of_its_own(stdout: str, status
     os.close(stream)
     assert done.returncode == status, done.stderr
     assert ("No space left" in done.stderr) is (status == 74) and done.stderr.count("\n") == (status == 74)
+
+
+@pytest.mark.parametrize("where", ["prefect.client.base", "tasks.corpus"])
+def test_what_prefects_client_raises_is_a_server_that_is_away(where: str, tmp_path: Path) -> None:
+    """Also a page of HTML where JSON belongs, which is a ValueError by its type; one of ours stays what it is."""
+    space: dict[str, Any] = {"__name__": where}
+    exec("def ask():\n    raise ValueError('no JSON')", space)
+    with pytest.raises(ValueError) as raised:
+        space["ask"]()
+    if where == "tasks.corpus":
+        cli._refuse_silence(raised.value, tmp_path)
+        return
+    with pytest.raises(errors.UnreachableError, match=r"The Prefect server is away, .*\(ValueError\)"):
+        cli._refuse_silence(raised.value, tmp_path)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import environment
+from flows import access, environment, ui
 from tasks.errors import UsageError
+from tests.faults.gateway import Gateway
 
 
 @pytest.fixture
@@ -120,3 +121,11 @@ def test_a_home_that_no_address_can_hold_is_refused(variables: dict[str, str], h
     variables["MASKMILL_HOME"] = home
     with pytest.raises(UsageError, match=words):
         environment.home()
+
+
+def test_what_does_not_speak_http_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Gateway(9, "noise") as gateway:
+        assert not ui.answers(f"{gateway.address}/api/health") and not access.refuses(gateway.address)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.address)
+        with pytest.raises(UsageError, match="what answers does not speak HTTP"):
+            environment.check_mlflow()
