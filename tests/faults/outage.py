@@ -4,10 +4,12 @@ The servers are real: Prefect's own and, where a trial asks for it, MLflow's wit
 run are processes; none of them outlives this one.
 """
 
+import atexit
 import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -75,7 +77,10 @@ def mlflow(folder: Path, port: int) -> ui.Server:
 def calm_prefect() -> str:
     """The API of a Prefect server that nobody disturbs, one for all trials of this process."""
     folder = Path(tempfile.mkdtemp(prefix="maskmill-prefect-"))
-    return prefect(folder, ui.free_port(0)).address + "/api"  # ends with this process
+    server = prefect(folder, ui.free_port(0))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(server.stop)  # first
+    return server.address + "/api"
 
 
 def write_texts(folder: Path) -> Path:
@@ -144,7 +149,7 @@ class Run:
             raise Failed("undocumented", f"exit status {status}: {self.said}")
         if wrong := re.search(r"Traceback|Internal error|Service '\w+' failed|Error logging to API", self.said):
             raise Failed("undocumented", f"status {status}, {wrong[0]}: {self.said}")
-        if status and not re.search(r"(?m)^Error: .{20,}$|^Stopped", self.said):
+        if status and not re.search(r"(?m)^Error: .{20,}$|^Stopped|the same command goes on", self.said):
             raise Failed("undocumented", f"status {status} without a sentence: {self.said}")
         return status
 
