@@ -45,7 +45,7 @@ TOP = 5
 
 def subject(weights: Manifest, vocabulary: Manifest, label: str, device: str, counts_V: NDArray[np.int64]) -> Ours:
     """The model of a pretrain manifest."""
-    folder = weights.whole(f"{modalities.face(weights, vocabulary.digest)}/model.safetensors").parent
+    folder = weights.whole_folder(modalities.face(weights, vocabulary.digest))
     return ours(folder, vocabulary.whole("tokenizer.json"), label, device, counts_V)
 
 

@@ -313,6 +313,7 @@ class Store:
             self._put_away(identity, ready / SCRATCH, folder)
             os.rename(ready, folder)
             fsync(folder.parent)
+            fsync(self.root)  # the stage's folder may be new
             self._put_away(identity, self.partial(identity), self.arriving(identity))
         finally:
             self._sweep(identity)
@@ -326,6 +327,8 @@ class Store:
         """Removes what a publication left, also one that was killed just after its rename."""
         for path in (self.root / identity.stage).glob(f".{identity.key}.old*"):
             shutil.rmtree(path, ignore_errors=True)
+            if path.exists():  # a disk that failed once
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def _lock(self, identity: Identity) -> Iterator[int]:

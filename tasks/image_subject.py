@@ -168,6 +168,6 @@ def subject(
     weights: Manifest, vocabulary: Manifest, label: str, device: str, counts_V: NDArray[np.int64]
 ) -> ImageSubject:
     """The model of a pretrain manifest, with its vocabulary's codebook. Raises as ImageSubject and `load_stock`."""
-    model = load_model(weights.whole(f"{modalities.face(weights, vocabulary.digest)}/model.safetensors").parent, device)
+    model = load_model(weights.whole_folder(modalities.face(weights, vocabulary.digest)), device)
     codebook_KP = np.load(vocabulary.whole("codebook.npy"), allow_pickle=False)
     return ImageSubject(model, codebook_KP, vocabulary.facts["payload"], label, counts_V)

@@ -188,6 +188,12 @@ class Manifest:
             raise DataError(f"{finding}; run again to make it anew.")
         return path
 
+    def whole_folder(self, name: str) -> Path:
+        """`whole` of every file below a folder of the artifact. Raises DataError naming the file, or where none is."""
+        for file in [one for one in self.files if one.startswith(f"{name}/")] or [f"{name}/"]:
+            self.whole(file)
+        return self.folder / name
+
     def measured(self) -> dict[str, Any]:
         """What depended on the clock and the machine: seconds, tokens per second, memory."""
         path = self.folder / f"{MEASURED}.json"

@@ -96,6 +96,9 @@ def check(there: Stand, stage: str, order: Order, first: Done) -> None:
         lasting = order.persistent and order.error == errno.EIO  # then nothing can be removed either
         if not lasting and (found := mill.litter(there.home, partial=False)):
             raise Failed("litter", str(found))
+    elif order.error == errno.EINTR and stage == "register":  # SQLite takes it for a disk that fails
+        if first.status not in (0, 74):
+            raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
     elif order.action in ("short", "fail"):
         if first.status:
             raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")

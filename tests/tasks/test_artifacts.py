@@ -313,6 +313,11 @@ def test_bytes_are_hashed_before_something_is_computed_from_them(tmp_path):
         made.whole("b.txt")
     again, reused = Store(tmp_path).make(WHAT, build)
     assert not reused and again.digest == made.digest and verify(again) == [], "running again does make it anew"
+    assert again.whole_folder("deep") == again.folder / "deep"
+    again.path("deep/a.bin").write_bytes(bytes(2048))
+    for name, said in (("deep", r"deep/a\.bin is damaged"), ("dee", "names no file 'dee/'")):
+        with pytest.raises(DataError, match=said):
+            again.whole_folder(name)
 
 
 def test_canonical_json_is_sorted_ascii_and_refuses_nan():
