@@ -312,8 +312,8 @@ class Store:
         try:
             self._put_away(identity, ready / SCRATCH, folder)
             os.rename(ready, folder)
-            fsync(folder.parent)
-            fsync(self.root)  # the stage's folder may be new
+            for names in (folder.parent, self.root):  # the stage's folder may be new, too
+                fsync(names)
             self._put_away(identity, self.partial(identity), self.arriving(identity))
         finally:
             self._sweep(identity)
@@ -325,9 +325,8 @@ class Store:
 
     def _sweep(self, identity: Identity) -> None:
         """Removes what a publication left, also one that was killed just after its rename."""
-        for path in (self.root / identity.stage).glob(f".{identity.key}.old*"):
-            shutil.rmtree(path, ignore_errors=True)
-            if path.exists():  # a disk that failed once
+        for _ in range(2):  # for a disk that fails once
+            for path in (self.root / identity.stage).glob(f".{identity.key}.old*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager

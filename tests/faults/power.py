@@ -6,7 +6,8 @@ A kill cannot show a missing fsync: the page cache survives it. So the calls of 
     least    names and bytes that were fsynced (a file's by itself, a name's by its folder); POSIX promises no more
     names    all names, but of bytes only what was fsynced: the zero-length files of journalling file systems
     bytes    all bytes, but of names only those that were fsynced
-    mixed    names as of a moment between, and of each file nothing, all or a beginning of what was not fsynced (seeded)
+    mixed    names as of a moment since the last fsync (a journal keeps their order), and of each file nothing, all or a
+             beginning of what was not fsynced; seeded
 
 From each state: nothing that has a final name is damaged, and the same command ends in the artifacts of an undisturbed
 run. After the last call, when the stage has reported success, its artifact is there even in the least state.
@@ -138,14 +139,13 @@ def state(start: Path, path: str, calls: list[Call], kind: str, seed: int) -> di
     path    the name by which the calls know it
     """
     disk, chance = Disk(loaded(start), path), random.Random(seed)
-    moment = chance.randint(0, len(calls)) if kind == "mixed" else len(calls)
+    forced = max((number for number, call in enumerate(calls, 1) if call.operation == "fsync"), default=0)
+    moment = chance.randint(forced, len(calls)) if kind == "mixed" else len(calls)
     for call in calls[:moment]:
         disk.apply(call)
     names: Names = dict(_names(disk.root, kept=kind in ("least", "bytes")))
     for call in calls[moment:]:
         disk.apply(call)
-    if kind == "mixed":  # what was forced to the disk after that moment is there, too
-        names |= dict(_names(disk.root, kept=True))
     return {name: None if file is None else _bytes(file, kind, chance) for name, file in names.items()}
 
 
