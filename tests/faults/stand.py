@@ -78,7 +78,7 @@ class Stand:
         if order and path:
             path.with_suffix(".log").unlink(missing_ok=True)
             injector.write_order(path, self.home, order)
-        request = {name: more.pop(name) for name in ("mutant", "real", "file_bytes") if name in more}
+        request = {name: more.pop(name) for name in ("mutant", "real") if name in more}
         request |= {"call": call, "arguments": {"home": str(self.home), **more}, "said": str(said), "limit": limit}
         assert self._zygote.stdin
         self._zygote.stdin.write(json.dumps(request | {"order": str(path) if path else None}) + "\n")

@@ -13,7 +13,6 @@ request that takes longer than its limit is killed, and the answer says so.
 import faulthandler
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -90,9 +89,6 @@ def work(request: dict[str, Any]) -> int:
         os.dup2(number if number == target else target, number)
     sys.stdout = sys.stderr = os.fdopen(os.dup(said), "w", buffering=1)
     faulthandler.enable()
-    if most := request.get("file_bytes"):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     if not request.get("real"):
         launch.subprocess = types.SimpleNamespace(**(vars(subprocess) | {"Popen": Forked}))  # type: ignore[assignment]
     if request.get("mutant"):
