@@ -55,7 +55,8 @@ def remember(manifest: Manifest, report: Manifest, folder: Path) -> None:
     reported = {entry.sha256: name for name, entry in report.files.items()}
     files: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, digest, size = path.relative_to(folder).as_posix(), file_digest(path), path.stat().st_size
+        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
+        digest = manifest.files[ours[name]].sha256 if name in ours else file_digest(path)  # hashed above
         files[name] = entry = {"bytes": size, "sha256": digest}
         if name in ours:
             entry["artifact"] = ours[name]
