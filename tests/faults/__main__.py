@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="trials at the same time")
     parser.add_argument("--list", action="store_true", help="name the trials, run none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="gets each trial; those that passed there are not run")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="maskmill-faults-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
@@ -28,7 +29,7 @@ def main() -> int:
             print("\n".join(trial.name for trial in trials))
             return 0
         campaign.say(f"{len(trials):,} trials, about {sum(trial.cost for trial in trials) / 60:.0f} minutes of a core")
-        report = campaign.run(trials, folder, given.workers, campaign.say)
+        report = campaign.run(trials, folder, given.workers, campaign.say, given.log)
     print(campaign.table(report.rows()))
     for line in report.failures:
         print(line)

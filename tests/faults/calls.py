@@ -78,7 +78,9 @@ def _run(_: Path, stage: str, order: Order, real: bool = False, mutant: str | No
     lost = ended - max([started, *(Path(unit).stat().st_mtime for unit in units)])
     check(there, stage, order, first)
     if first.status == 0:
-        same(there, stage, first)
+        same(there, stage, first, _lasting(order))
+        if _lasting(order):
+            again(there, stage, units, real, mutant)
         return Outcome("withstood", note="not reached" if untouched else "")
     again(there, stage, units, real, mutant)
     return Outcome("recovered", max(lost, 0.0))
@@ -93,8 +95,7 @@ def check(there: Stand, stage: str, order: Order, first: Done) -> None:
             raise Failed("undocumented", f"status {first.status}: {first.said[-1500:]}")
         if first.status and not re.search(r"Error: .*(/|memory).*", first.said):
             raise Failed("undocumented", f"names no file: {first.said[-800:]}")
-        lasting = order.persistent and order.error == errno.EIO  # then nothing can be removed either
-        if not lasting and (found := mill.litter(there.home, partial=False)):
+        if not _lasting(order) and (found := mill.litter(there.home, partial=False)):
             raise Failed("litter", str(found))
     elif order.error == errno.EINTR and stage == "register":  # SQLite takes it for a disk that fails
         if first.status not in (0, 74):
@@ -108,6 +109,11 @@ def check(there: Stand, stage: str, order: Order, first: Done) -> None:
         raise Failed("undocumented", first.said[-1500:])
 
 
+def _lasting(order: Order) -> bool:
+    """A disk that fails from there on: nothing can be removed from it either, until the next run."""
+    return order.persistent and order.error == errno.EIO
+
+
 def again(there: Stand, stage: str, units: set[str], real: bool = False, mutant: str | None = None) -> None:
     """The same command; ends in the same artifacts, from what was finished."""
     second = there.run(stage, Order(log=1), real=real, mutant=mutant)
@@ -118,14 +124,14 @@ def again(there: Stand, stage: str, units: set[str], real: bool = False, mutant:
         raise Failed("lost", f"made again: {sorted(twice)}")
 
 
-def same(there: Stand, stage: str, done: Done) -> None:
-    """Is this the end of an undisturbed run?"""
+def same(there: Stand, stage: str, done: Done, lasting: bool = False) -> None:
+    """Is this the end of an undisturbed run? lasting: but for temporary files."""
     if done.status:
         raise Failed("different", f"the same command ended with status {done.status}: {done.said[-1500:]}")
     expected: dict[str, Any] = there.reference["digests"]
     if differing := {name for name, digest in done.answer.items() if digest != expected[name]}:
         raise Failed("different", f"other digests: {sorted(differing)}")
-    if found := mill.litter(there.home):
+    if not lasting and (found := mill.litter(there.home)):
         raise Failed("litter", str(found))
     if findings := mill.broken(there.home):
         raise Failed("silent", str(findings))

@@ -3,6 +3,7 @@
 python -m tests.faults                              everything, for hours
 python -m tests.faults --minutes 8 --seed 3         a seeded choice that takes about so long
 python -m tests.faults --only 'F3 shards fail'      what begins so
+python -m tests.faults --log hours.jsonl            may be stopped, and goes on with what is not in there
 """
 
 import json
@@ -14,13 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tests.faults import stand
-from tests.faults.trial import Failed, Outcome, Trial
+from tests.faults.trial import Failed, Trial
 
 MODULES = (
     *("calls", "power", "damage"),  # of single stages, a second each
@@ -51,14 +53,17 @@ class Report:
     families: dict[str, Tally] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    """Of the trials, added up."""
 
-    def add(self, trial: Trial, outcome: Outcome | None, failed: Failed | None) -> None:
-        tally = self.families.setdefault(trial.family, Tally())
+    def add(self, line: dict[str, Any]) -> None:
+        """A line of the log."""
+        tally = self.families.setdefault(line["trial"].split()[0], Tally())
         tally.injected += 1
-        tally.verdicts[outcome.verdict if outcome else failed.fault if failed else "?"] += 1
-        tally.lost = max(tally.lost, outcome.lost if outcome else 0.0)
-        if failed:
-            self.failures.append(f"{trial.name}: {failed}")
+        tally.verdicts[line["verdict"]] += 1
+        tally.lost = max(tally.lost, line["lost"])
+        self.seconds += line["seconds"]
+        if line["failed"]:
+            self.failures.append(f"{line['trial']}: {line['failed']}")
 
     @property
     def total(self) -> Tally:
@@ -121,16 +126,35 @@ def chosen(trials: Sequence[Trial], seconds: float | None, seed: int, only: Iter
     return picked
 
 
+def passed(log: Path) -> dict[str, dict[str, Any]]:
+    """Lines of a log by trial: those that found nothing. A last line that was cut off is none."""
+    found = {}
+    for text in log.read_text().splitlines() if log.exists() else []:
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            found[line["trial"]] = line
+    return {name: line for name, line in found.items() if not line["failed"]}
+
+
 def run(
-    trials: Sequence[Trial], folder: Path, workers: int = 1, tell: Callable[[str], None] = lambda line: None
+    trials: Sequence[Trial],
+    folder: Path,
+    workers: int = 1,
+    tell: Callable[[str], None] = lambda line: None,
+    log: Path | None = None,
 ) -> Report:
-    """Runs trials, each in a fresh folder. Each thread has a stand of its own."""
+    """Runs trials, each in a fresh folder. Each thread has a stand of its own.
+
+    log: gets a line for each trial as it ends. A trial that passed there is counted and not run again.
+    """
     report, lock, started = Report(), threading.Lock(), time.monotonic()
-    told = [started]
+    told, before = [started], passed(log) if log else {}
+    for line in (before[trial.name] for trial in trials if trial.name in before):
+        report.add(line)
 
     def one(numbered: tuple[int, Trial]) -> None:
         number, trial = numbered
-        outcome, failed = None, None
+        outcome, failed, began = None, None, time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"trial-{number}-", dir=folder, ignore_cleanup_errors=True) as place:
             try:
                 stand.here(folder)
@@ -139,8 +163,14 @@ def run(
                 failed = error
             except Exception as error:
                 failed = Failed("undocumented", f"the harness: {type(error).__name__}: {error}")
+        verdict = outcome.verdict if outcome else failed.fault if failed else "?"
+        line = {"trial": trial.name, "verdict": verdict, "lost": outcome.lost if outcome else 0.0}
+        line |= {"seconds": round(time.monotonic() - began, 2), "failed": str(failed) if failed else None}
         with lock:
-            report.add(trial, outcome, failed)
+            report.add(line)
+            if log:
+                with log.open("a") as file:
+                    file.write("\n" + json.dumps(line))  # a line that was cut off costs only itself
             done = sum(tally.injected for tally in report.families.values())
             if failed:
                 tell(f"FAILED {trial.name}: {failed}")
@@ -148,13 +178,13 @@ def run(
                 told.append(time.monotonic())
                 tell(f"{done:,} of {len(trials):,} after {(told[-1] - started) / 60:.1f} min")
 
+    left = [(number, trial) for number, trial in enumerate(trials) if trial.name not in before]
     if workers == 1:  # in this thread, which has a stand
-        for numbered in enumerate(trials):
+        for numbered in left:
             one(numbered)
     else:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, enumerate(trials)))
-    report.seconds = time.monotonic() - started
+            list(pool.map(one, left))
     return report
 
 

@@ -154,11 +154,10 @@ def leave() -> None:
 
 def here(folder: Path | None = None) -> Stand:
     """This thread's stand; folder: below which it is made when it is not there yet."""
-    if not hasattr(_threads, "stand"):
+    number = 0
+    while not hasattr(_threads, "stand"):
         assert folder
-        number = 0
-        while (place := folder / f"stand-{number}").exists():
-            number += 1
-        with suppress(OSError):
-            _threads.stand = Stand(place)
+        with suppress(FileExistsError):  # another thread's
+            _threads.stand = Stand(folder / f"stand-{number}")
+        number += 1
     return _threads.stand

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults import calls, campaign, damage, injector, power, stand
 from tests.faults.injector import Order
-from tests.faults.trial import Failed, Outcome
+from tests.faults.trial import Failed, Outcome, Trial
 
 pytestmark = [
     pytest.mark.faults,
@@ -41,6 +41,30 @@ def test_nothing_is_lost_in_a_seeded_minute(place: Path) -> None:
 @pytest.mark.slow
 def test_nothing_is_lost_in_eight_minutes(place: Path) -> None:
     assert whole(360, campaign.MODULES, 11, place).failures == []
+
+
+def test_a_campaign_that_was_stopped_goes_on(place: Path, tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def trial(name: str, bad: bool = False) -> Trial:
+        def run(_: Path) -> Outcome:
+            ran.append(name)
+            if bad:
+                raise Failed("litter", "x.tmp")
+            return Outcome("recovered", 1.5)
+
+        return Trial("F1", name, "at call 1", 1.0, run)
+
+    log = tmp_path / "log.jsonl"
+    first = campaign.run([trial("corpus"), trial("shards", bad=True)], place, log=log)
+    assert first.failures == ["F1 shards at call 1: litter: x.tmp"] and first.total.verdicts["litter"] == 1
+    log.write_text(log.read_text() + '{"trial": "F1 pretr')  # killed as it wrote
+    second = campaign.run([trial("corpus"), trial("shards"), trial("pretrain")], place, log=log)
+    assert ran == ["corpus", "shards", "shards", "pretrain"]
+    assert second.failures == [] and second.total.injected == second.total.verdicts["recovered"] == 3
+    assert second.total.lost == 1.5
+    campaign.run([trial("shards"), trial("pretrain")], place, log=log)
+    assert len(ran) == 4
 
 
 # Mutants: with the rename, the comparison of digests or the fsync gone, trials like these fail.

