@@ -1,7 +1,7 @@
 """Columns of Parquet and Arrow files. Each text is a document of its own; the offset counts rows.
 
-Nothing in a file is believed: a flipped bit in the offsets of a column would abort the process, and a few kilobytes of
-Parquet can stand for gigabytes.
+Nothing in a file is believed: a flipped bit in the offsets of a column would abort the process, and a few kilobytes can
+stand for gigabytes.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .archives import FREE_EXPANSION, open_item
+from .arrow_sizes import MAGIC, unpacked
 from .records import named, record
 from .streams import Broken, Document, Item, Limits, Reject, first_line, invalid
 
@@ -74,7 +75,11 @@ def arrow(item: Item, limits: Limits) -> Iterator[Document | Reject]:
     first = 0
     try:
         with _mapped(item) as source:
-            whole = source.read(6) == b"ARROW1"
+            if (size := unpacked(source)) > FREE_EXPANSION and size > limits.archive_ratio * item.size:
+                detail = f"it unpacks to more than {limits.archive_ratio} times its size"
+                raise Broken("archive_bomb", detail, 0, item.size)
+            source.seek(0)
+            whole = source.read(len(MAGIC)) == MAGIC
             reader = _reader(source, whole, None)
             path = _path(reader.schema, item)
             reader = _reader(source, whole, [reader.schema.get_field_index(path[0])])

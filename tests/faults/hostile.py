@@ -27,6 +27,7 @@ from backports import zstd
 
 from tests.faults.hostile_inputs import (
     GOOD,
+    arrow_bomb,
     deep,
     file,
     images,
@@ -325,6 +326,7 @@ AMONG: dict[str, Hostile] = {
     "bz2 bomb": Hostile(partial(packed, "a.txt.bz2", bz2.BZ2Compressor), "archive_bomb"),
     "xz bomb": Hostile(partial(packed, "a.txt.xz", lambda: lzma.LZMACompressor(preset=0)), "archive_bomb"),
     "Parquet bomb": Hostile(parquet_bomb, "archive_bomb"),
+    "Arrow bomb": Hostile(arrow_bomb, "archive_bomb"),
     "PNG bomb": Hostile(partial(png_bomb, 60_000), "too_many_pixels", "images"),
     "PNG of few bytes": Hostile(partial(png_bomb, 8_000), "truncated_image", "images"),
     "tar that leads elsewhere": Hostile(tar, "(no regular file in a tar)", "images"),

@@ -70,6 +70,20 @@ def parquet_bomb(source: Path) -> None:
     pq.write_table(pa.table({"text": column}), source / "bomb.parquet", compression="zstd")
 
 
+def arrow_bomb(source: Path) -> None:
+    """2 GB of one text over and over, well packed."""
+    import pyarrow as pa
+
+    batch = pa.record_batch([pa.array(["a bomb " * (3 << 20)] * 10)], ["text"])
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        pa.OSFile(str(source / "bomb.arrow"), "wb") as file,
+        pa.ipc.new_file(file, batch.schema, options=options) as to,
+    ):
+        for _ in range(10):
+            to.write_batch(batch)
+
+
 def png_bomb(width: int, source: Path) -> None:
     """Pixels by the thousand million, in a chunk of zeros."""
     (source / "class" / "bomb.png").write_bytes(png(width, width, zlib.compress(bytes(width * 64), 9)))
