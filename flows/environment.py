@@ -79,6 +79,7 @@ def settle(home: Path) -> None:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default blocks for four minutes when a server is away
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds, each of these times; the default is 120
         "GIT_PYTHON_REFRESH": "quiet",
         "HF_DATASETS_CACHE": str(home / "huggingface" / "datasets"),
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -89,6 +89,7 @@ def connect(home: Path, uri: str | None = None) -> "MlflowClient":
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # the default blocks for four minutes where a server is down
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "60"),  # seconds, each of these times; the default is 120
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(name, value)

@@ -35,6 +35,8 @@ DOCUMENTED = {0, 69, 75}
 """How a run may end whose server went away; 2 where it was away before it began."""
 QUICK = """
 import sys
+from flows import environment
+environment.settle(environment.home())  # before Prefect is imported, which reads it
 from flows import faults
 faults.RETRIES["retry_delay_seconds"] = [1.0, 1.0, 1.0, 1.0]
 from flows.cli import main
