@@ -97,6 +97,10 @@ def sweep(
         _quiet()
         try:
             found = sweep.sweep(recipe, recipes.to_be_written(source), recipes.to_be_written(set_), wait=wait)
+        except Exception as error:
+            if _is_prefects(error):
+                raise _away(error) from error
+            raise
         finally:
             mlm.deliver()
     sweep.show(found)
@@ -140,7 +144,7 @@ def _refuse_silence(error: Exception, home: Path) -> None:
 
     Raises UnreachableError, or Exit where it is.
     """
-    if isinstance(error, MaskmillError) or not _is_prefects(error):
+    if not _is_prefects(error):
         return
     from flows import ledger
 
@@ -148,14 +152,20 @@ def _refuse_silence(error: Exception, home: Path) -> None:
     if last and last.id.endswith(f"-{os.getpid()}") and last.state == "completed":
         say("The run is complete, but its Prefect server is away; `maskmill doctor` tells it so later.")
         raise typer.Exit
-    raise UnreachableError(
+    raise _away(error) from error
+
+
+def _away(error: Exception) -> UnreachableError:
+    return UnreachableError(
         f"The Prefect server is away, or something else answers at its address ({type(error).__name__}); start it and "
         "run again: what is finished is kept."
-    ) from error
+    )
 
 
 def _is_prefects(error: Exception) -> bool:
     """Did Prefect's client raise it? A gateway's page instead of JSON is a ValueError of anybody's by its type."""
+    if isinstance(error, MaskmillError):
+        return False
     if type(error).__module__.startswith(("httpx", "httpcore")):
         return True
     frames = traceback.walk_tb(error.__traceback__)

@@ -60,6 +60,9 @@ def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 
@@ -81,7 +84,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:  # of a write, the system does not say to which file
+        error.filename = error.filename or str(path)
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)

@@ -312,6 +312,11 @@ def _said(home: Path, error: Exception) -> MaskmillError:
         return DiskFullError(f"No space left for the registry at {where}; free some and run again.")
     if "disk I/O error" in text:
         return DiskError(f"The disk that holds the registry at {where} fails; look after it and run again.")
+    if "database schema" in text:
+        return UsageError(
+            f"The registry at {where} is of another version of MLflow; copy it, run `mlflow db upgrade {where}`, and "
+            "run again; or use the version that made it."
+        )
     if any(sign in text for sign in DAMAGED):
         return DataError(
             f"The registry at {where} is damaged: {text}; put a copy of it back, or move it away and run again: what "

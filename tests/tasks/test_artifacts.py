@@ -326,6 +326,21 @@ def test_canonical_json_is_sorted_ascii_and_refuses_nan():
         artifacts.canonical(float("nan"))
 
 
+@pytest.mark.parametrize("what", ["write_atomic", "fsync"])
+def test_a_write_that_fails_says_which_file(what, tmp_path, monkeypatch):
+    """The system does not: a write has a descriptor."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (path := tmp_path / "receipt.json").write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"receipt\.json") as raised:
+        manifests.write_atomic(path, b"new") if what == "write_atomic" else manifests.fsync(path)
+    assert raised.value.errno == errno.EIO
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["receipt.json"]
+
+
 def test_an_array_on_a_full_disk_is_an_error_with_its_number(tmp_path: Path) -> None:
     save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3).T)
     assert (np.load(tmp_path / "a.npy") == np.arange(6).reshape(2, 3).T).all()

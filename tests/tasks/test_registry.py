@@ -350,6 +350,7 @@ AWAY = "API request to http://h/api failed with "
         ("(sqlite3.OperationalError) database or disk is full", DiskFullError),
         ("(raised as a result of autoflush)\n(sqlite3.OperationalError) database or disk is full", DiskFullError),
         ("(sqlite3.OperationalError) disk I/O error", DiskError),
+        ("Detected out-of-date database schema (found version f, but expected d). Take a backup", UsageError),
         ("(sqlite3.DatabaseError) database disk image is malformed", DataError),
         ("(sqlite3.DatabaseError) file is not a database", DataError),
     ],
