@@ -187,6 +187,7 @@ def prefect_api(home: Path) -> Iterator[None]:
     The one that PREFECT_API_URL names, else the one of `maskmill ui`, else one that lives as long as the block.
     Raises UsageError when the named one does not answer, or wants another password.
     """
+    (home / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes no parents, and warns
     if url := os.environ.get("PREFECT_API_URL"):
         if not answers(f"{url.rstrip('/')}/health"):
             where = without_secrets(url)
@@ -201,7 +202,6 @@ def prefect_api(home: Path) -> Iterator[None]:
         enter_prefect(os.environ["PREFECT_API_URL"])
         yield
         return
-    (home / "prefect").mkdir(parents=True, exist_ok=True)
     with open(home / "prefect" / "boot.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two servers must not create the same database at once
         say("Starting Prefect's embedded server (5 to 20 seconds; `maskmill ui` in another terminal saves the wait) …")

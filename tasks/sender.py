@@ -108,7 +108,8 @@ class Sender:
             return
         try:
             for path in sorted(self.left):
-                self._take(path)
+                if not self._take(path):  # who has it is alive, the sweep around this run, say
+                    self.left.discard(path)
         except Exception:
             self._not_before = time.monotonic() + LONGEST_PAUSE
 

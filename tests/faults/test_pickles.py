@@ -9,8 +9,11 @@ python -m pytest tests/faults/test_pickles.py -m ''
 import ast
 import gzip
 import io
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,8 +42,10 @@ from tasks.artifacts import Manifest, Store, file_digest, finished_unit, load
 from tasks.errors import MaskmillError
 from tasks.manifests import page, read_sealed, sealed
 from tasks.spool import Spool
+from tests.faults import injector, stand
 
 ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(injector.compiler() is None, reason="the shim needs a C compiler")
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 CALLS = (
     "torch.load(",
@@ -373,6 +378,65 @@ def test_in_the_folder_of_a_registered_model(tmp_path: Path) -> None:
                 harmless(lambda: serving.opened(place, "it is not"), canary)  # noqa: B023
             path.write_bytes(whole)
         digested(place)
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stand.Stand]:
+    """A home with a registered version, and a process that may be asked for it."""
+    there = stand.here(tmp_path_factory.mktemp("registered"))
+    there.finished()
+    yield there
+    there.close()
+    stand.leave()
+
+
+FORGED = """
+python_function:
+  loader_module: mlflow.pyfunc.model
+  python_model: python_model.pkl
+  python_version: 3.11.7
+  cloudpickle_version: 3.0.0
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_in_mlflows_store(registered: stand.Stand, tmp_path: Path) -> None:
+    """In place of each file of a version, and where its MLmodel says that the model is a pickle."""
+    canary = tmp_path / "canary"
+    names = [path.relative_to(registered.home) for path in (registered.home / "mlartifacts").rglob("*")]
+    names = [name for name in names if (registered.home / name).is_file()]
+    assert len(names) > 8 and any(name.name == "MLmodel" for name in names)
+    for name in names:
+        for form in ("bare", "torch"):
+            registered.finished()
+            (registered.home / name).write_bytes(forms(canary)[form])
+            registered.look()
+            assert not canary.exists(), (name, form)
+    registered.finished()
+    for path in (registered.home / "mlartifacts").rglob("MLmodel"):
+        path.write_text(FORGED)
+        path.with_name("python_model.pkl").write_bytes(forms(canary)["bare"])
+    loaded = registered.ask("pyfunc")
+    assert loaded.status != 0 and not canary.exists(), loaded.said
+    assert "pickle" in loaded.said.lower(), "MLflow was not asked to load one"
+
+
+@pytest.mark.slow
+def test_in_prefects_home_and_in_place_of_databases(tmp_path: Path) -> None:
+    """A run refuses what it cannot read, or does without it."""
+    canary, home, data = tmp_path / "canary", tmp_path / "home", forms(tmp_path / "canary")["bare"]
+    (source := tmp_path / "a.txt").write_text("\n\n".join(f"A text of some words, number {at}." for at in range(300)))
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(source)]
+    places = ["prefect/profiles.toml", "prefect/memo_store.toml", "prefect/storage/result", "prefect/prefect.db"]
+    for name in [*places, "mlflow.db", "runs/1.json", "outbox/1.jsonl"]:
+        shutil.rmtree(home, ignore_errors=True)
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_bytes(data)
+        variables = os.environ | {"MASKMILL_HOME": str(home)}
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
+        assert not canary.exists(), name
+        print(name, done.returncode, done.stderr.strip().splitlines()[-1:])
 
 
 @pytest.mark.slow

@@ -171,6 +171,15 @@ def test_how_a_stage_ended_is_told(home, client, error, status):
     assert type(error).__name__ in client.get_run(run.run_id).data.tags["error"]
 
 
+def test_a_sweep_that_goes_on_is_none_of_the_earlier_runs_that_wait(home, client, capsys):
+    around = tracking.Tracker(home, "told", "sweep", "tiny")
+    inside = tracking.Tracker(home, "told", "run-7", "tiny")
+    inside.end()
+    assert "wait in" not in capsys.readouterr().err
+    around.end()
+    assert not left(home)
+
+
 def test_what_mlflow_refuses_for_ever_does_not_block_the_rest(home, client, capsys):
     tracker = tracking.Tracker(home, "told", "run-6", "tiny", parameters={"seed": 1})
     tracker.tags({"bad\nname": "x"})
