@@ -21,7 +21,7 @@ from flows import (
     terminal,
 )
 from flows.access import HOST
-from tasks.errors import MaskmillError, UnreachableError
+from tasks.errors import MaskmillError, UnreachableError, is_out_of_memory
 from tasks.progress import say
 
 
@@ -164,7 +164,7 @@ def _away(error: Exception) -> UnreachableError:
 
 def _is_prefects(error: Exception) -> bool:
     """Did Prefect's client raise it? A gateway's page instead of JSON is a ValueError of anybody's by its type."""
-    if isinstance(error, MaskmillError):
+    if isinstance(error, MaskmillError) or is_out_of_memory(error):
         return False
     if type(error).__module__.startswith(("httpx", "httpcore")):
         return True

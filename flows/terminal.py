@@ -59,7 +59,7 @@ def explained() -> Iterator[None]:
         if debugging:
             _show_traceback()
         if is_out_of_memory(error):
-            say("Error: Out of memory; run again when more of it is free, or on a larger machine.")
+            say("Error: Out of memory, or of threads (ulimit -u); run again when more is free, or on a larger machine.")
             raise typer.Exit(MemoryExhausted.exit_code) from None
         if isinstance(error, OSError) and (told := _said_by_the_system(error)):
             say(f"Error: {told}")

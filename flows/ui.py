@@ -22,12 +22,15 @@ from pathlib import Path
 from flows.access import HOST, Access, enter_mlflow, enter_prefect
 from tasks import tracking
 from tasks.artifacts import write_atomic
-from tasks.errors import MaskmillError, UsageError, without_secrets
+from tasks.errors import NO_MEMORY, DataError, MaskmillError, MemoryExhausted, UsageError, without_secrets
 from tasks.manifests import json_of
 from tasks.progress import progress, say
+from tasks.versions import DAMAGED
 
 EMBEDDED = "MASKMILL_PREFECT_EMBEDDED"
 """Name in the environment: set where Prefect's server ends with this process, and its pages with it."""
+DATABASES = {"Prefect": "prefect/prefect.db", "MLflow": "mlflow.db"}
+"""Of its home, where no other is set."""
 PATIENCE = 180.0
 """Seconds a server may take to boot: 5 to 20 on an idle machine, much longer on a busy one."""
 
@@ -50,9 +53,23 @@ class Server:
         while not answers(self.address + self.health):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise MaskmillError(f"The {self.name} server did not start; its last words are in {self.log}.")
+                raise self._silent()
             time.sleep(0.1)
         return self
+
+    def _silent(self) -> MaskmillError:
+        said = self.log.read_text(errors="replace").splitlines()
+        if damaged := next((line for line in said if any(sign in line for sign in DAMAGED)), ""):
+            return DataError(
+                f"The database of the {self.name} server, {self.log.parents[1] / DATABASES[self.name]}, is damaged: "
+                f"{damaged[:200]}; put a copy of it back, or move it away and start again: no artifact is in it."
+            )
+        if any(word in line.lower() for line in said for word in NO_MEMORY):
+            return MemoryExhausted(
+                f"The {self.name} server got no more memory or threads, so it did not start; run again when more are "
+                f"free. Its last words are in {self.log}."
+            )
+        return MaskmillError(f"The {self.name} server did not start; its last words are in {self.log}.")
 
     def stop(self) -> None:
         """Ends it and its children, gently first."""

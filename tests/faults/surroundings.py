@@ -159,6 +159,13 @@ def limited(kind: int, most: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(kind, (most, most))
 
 
+def few_processes(number: int) -> Of:
+    """Processes and threads. As a user whom that limit binds, which it does not root, with root's rights on files."""
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    user += ["--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override", "prlimit", f"--nproc={number}"]
+    return lambda folder, source: Surroundings(words=tuple(user), status=(0, 71))
+
+
 def one_core() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
@@ -203,6 +210,7 @@ SURROUNDINGS: dict[str, Of] = {
     "stderr into head -1": broken_errors,
     "terminal of one column": narrow,
     "64 open files": before(limited(resource.RLIMIT_NOFILE, 64)),
+    **{f"{number} processes": few_processes(number) for number in (6, 12, 18, 24, 32)},
     "stack of 1 MiB": before(limited(resource.RLIMIT_STACK, 2**20)),
     "no core dumps": before(limited(resource.RLIMIT_CORE, 0)),
     "PYTHONOPTIMIZE=2": variables(PYTHONOPTIMIZE="2"),
@@ -228,6 +236,8 @@ def trials() -> list[Trial]:
 def surrounded(name: str, folder: Path) -> Outcome:
     if "clock" in name and not shutil.which("cc"):
         return Outcome("withstood", note="skipped: there is no cc to build the clock with")
+    if "processes" in name and (os.geteuid() or not shutil.which("setpriv")):
+        return Outcome("withstood", note="skipped: only root can be another user, with setpriv")
     known = runs.reference(folder)
     here = SURROUNDINGS[name](folder, known.source)
     place = here.home or folder / "home"

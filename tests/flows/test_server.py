@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flows import ui
+from tasks.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +24,14 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as reply:
         return json.load(reply)
+
+
+def test_a_server_whose_database_is_damaged_says_which(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "print('sqlite3.DatabaseError: file is not a database'); raise SystemExit(3)"]
+    at, log = f"{ui.HOST}:{ui.free_port(0)}", tmp_path / "logs" / "prefect-server.log"
+    server = ui.launch("Prefect", at, "/api/health", words, log, os.environ, tmp_path)
+    with pytest.raises(DataError, match=r"/prefect/prefect\.db, is damaged: sqlite3\.DatabaseError: file is not"):
+        server.wait()
 
 
 def test_the_server_answers_also_to_empty_fields(prefect_server: str) -> None:
