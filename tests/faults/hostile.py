@@ -25,6 +25,7 @@ from typing import Any
 
 from backports import zstd
 
+from tests.faults.canary import pickled
 from tests.faults.hostile_inputs import (
     GOOD,
     arrow_bomb,
@@ -36,7 +37,6 @@ from tests.faults.hostile_inputs import (
     names,
     packed,
     parquet_bomb,
-    pickled,
     png_bomb,
     special,
     tar,

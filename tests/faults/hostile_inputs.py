@@ -17,22 +17,6 @@ WORDS = ["the", "of", "and", "to", "in", "that", "was", "his", "he", "it", "with
 GOOD = [" ".join(random.Random(number).choices(WORDS, k=30)) + "." for number in range(200)]
 
 
-class Canary:
-    """What a pickle calls when it is loaded: the file at `path` says so."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.path), "w")
-
-
-def pickled(path: Path) -> bytes:
-    import pickle
-
-    return pickle.dumps({"text": Canary(path)})
-
-
 def images() -> list[bytes]:
     import numpy as np
     from PIL import Image

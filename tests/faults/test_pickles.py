@@ -7,13 +7,8 @@ python -m pytest tests/faults/test_pickles.py -m ''
 """
 
 import ast
-import gzip
-import io
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,10 +37,9 @@ from tasks.artifacts import Manifest, Store, file_digest, finished_unit, load
 from tasks.errors import MaskmillError
 from tasks.manifests import page, read_sealed, sealed
 from tasks.spool import Spool
-from tests.faults import injector, outage, stand
+from tests.faults.canary import Canary, forms
 
 ROOT = Path(__file__).parents[2]
-needs_compiler = pytest.mark.skipif(injector.compiler() is None, reason="the shim needs a C compiler")
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 CALLS = (
     "torch.load(",
@@ -58,34 +52,6 @@ CALLS = (
     "joblib.",
 )
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "imp"}
-
-
-class Canary:
-    """Unpickling it makes the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.path), "w")
-
-
-def forms(canary: Path) -> dict[str, bytes]:
-    """A pickle as programs write it: bare, by numpy, by torch in its two forms, packed."""
-    import torch
-
-    bare = pickle.dumps({"text": Canary(canary)})
-    array, zipped, old = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    np.save(array, np.array([Canary(canary)], dtype=object), allow_pickle=True)
-    torch.save({"text": Canary(canary)}, zipped)
-    torch.save({"text": Canary(canary)}, old, _use_new_zipfile_serialization=False)
-    return {
-        "bare": bare,
-        "npy": array.getvalue(),
-        "torch": zipped.getvalue(),
-        "torch, old": old.getvalue(),
-        "gzip": gzip.compress(bare),
-    }
 
 
 def test_the_canary_sings(tmp_path: Path) -> None:
@@ -378,67 +344,6 @@ def test_in_the_folder_of_a_registered_model(tmp_path: Path) -> None:
                 harmless(lambda: serving.opened(place, "it is not"), canary)  # noqa: B023
             path.write_bytes(whole)
         digested(place)
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stand.Stand]:
-    """A home with a registered version, and a process that may be asked for it."""
-    there = stand.here(tmp_path_factory.mktemp("registered"))
-    there.finished()
-    yield there
-    there.close()
-    stand.leave()
-
-
-FORGED = """
-flavors:
-  python_function:
-    loader_module: mlflow.pyfunc.model
-    python_model: python_model.pkl
-    python_version: 3.11.7
-    cloudpickle_version: 3.0.0
-"""
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_in_mlflows_store(registered: stand.Stand, tmp_path: Path) -> None:
-    """In place of each file of a version, and where its MLmodel says that the model is a pickle."""
-    canary = tmp_path / "canary"
-    names = [path.relative_to(registered.home) for path in (registered.home / "mlartifacts").rglob("*")]
-    names = [name for name in names if (registered.home / name).is_file()]
-    assert len(names) > 8 and any(name.name == "MLmodel" for name in names)
-    for name in names:
-        for form in ("bare", "torch"):
-            registered.finished()
-            (registered.home / name).write_bytes(forms(canary)[form])
-            registered.look()
-            assert not canary.exists(), (name, form)
-    registered.finished()
-    for path in (registered.home / "mlartifacts").rglob("MLmodel"):
-        path.write_text(FORGED)
-        path.with_name("python_model.pkl").write_bytes(forms(canary)["bare"])
-    loaded = registered.ask("pyfunc")
-    assert loaded.status != 0 and not canary.exists(), loaded.said
-    assert "pickle" in loaded.said.lower(), "MLflow was not asked to load one"
-
-
-@pytest.mark.slow
-def test_in_prefects_home_and_in_place_of_databases(tmp_path: Path) -> None:
-    """A run does without it, or refuses it by name."""
-    canary, home, data = tmp_path / "canary", tmp_path / "home", forms(tmp_path / "canary")["bare"]
-    source = outage.write_texts(tmp_path / "texts")
-    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(source)]
-    refused = {"prefect/profiles.toml": 1, "prefect/prefect.db": 65, "mlflow.db": 65}
-    for name in [*refused, "prefect/memo_store.toml", "prefect/storage/result", "runs/1.json", "outbox/1.jsonl"]:
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_bytes(data)
-        variables = os.environ | {"MASKMILL_HOME": str(home)}
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
-        assert not canary.exists(), name
-        assert done.returncode == refused.get(name, 0), (name, done.stderr)
-        assert name not in refused or Path(name).name in done.stderr or name.endswith("toml"), done.stderr
-        (home / name).unlink(missing_ok=True)
 
 
 @pytest.mark.slow
