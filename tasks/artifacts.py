@@ -312,7 +312,7 @@ class Store:
         try:
             self._put_away(identity, ready / SCRATCH, folder)
             os.rename(ready, folder)
-            for names in (folder.parent, self.root):  # the stage's folder may be new, too
+            for names in (folder.parent, self.root, self.root.parent):  # these may be new, too
                 fsync(names)
             self._put_away(identity, self.partial(identity), self.arriving(identity))
         finally:

@@ -44,7 +44,7 @@ _AWAY = re.compile(
     r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|connection .*(closed|failed|refused)"
 )
 """What MLflow's client, requests and psycopg say of a server that is away, or behind a gateway that finds none."""
-_SHUT = re.compile(r"readonly database|unable to open database file")
+_SHUT, _UNOPENED = "readonly database", "unable to open database file"
 _FULL = "database or disk is full"
 
 
@@ -293,6 +293,12 @@ def explained(home: Path) -> Iterator[None]:
         raise _said(home, error) from error
 
 
+def _may_be_written(home: Path) -> bool:
+    """May a registry in SQLite, as this user? False of any other."""
+    path = Path(tracking.tracking_uri(home).partition("sqlite:///")[2])
+    return os.access(path.parent, os.W_OK | os.X_OK) and (not path.exists() or os.access(path, os.R_OK | os.W_OK))
+
+
 def _said(home: Path, error: Exception) -> MaskmillError:
     """What MLflow, its database or a network says, in our words."""
     lines = str(error).splitlines() or [""]
@@ -306,8 +312,11 @@ def _said(home: Path, error: Exception) -> MaskmillError:
         return UnreachableError(
             f"Another process keeps the registry at {where} busy; run again later: finished stages are kept."
         )
-    if _SHUT.search(text):
+    # What SQLite cannot open may be its journal: on a full disk, or one that fails.
+    if _SHUT in text or (_UNOPENED in text and not _may_be_written(home)):
         return UsageError(f"The registry at {where} may not be written to; change that, and run again.")
+    if _UNOPENED in text:
+        return DiskError(f"The disk that holds the registry at {where} is full, or fails; look after it and run again.")
     if _FULL in text:
         return DiskFullError(f"No space left for the registry at {where}; free some and run again.")
     if "disk I/O error" in text:

@@ -7,7 +7,7 @@ A kill cannot show a missing fsync: the page cache survives it. So the calls of 
     names    all names, but of bytes only what was fsynced: the zero-length files of journalling file systems
     bytes    all bytes, but of names only those that were fsynced
     mixed    names as of a moment since the last fsync (a journal keeps their order), and of each file nothing, all or a
-             beginning of what was not fsynced; seeded
+             beginning of what was not fsynced, before what was there; seeded
 
 From each state: nothing that has a final name is damaged, and the same command ends in the artifacts of an undisturbed
 run. After the last call, when the stage has reported success, its artifact is there even in the least state.
@@ -154,7 +154,8 @@ def _bytes(file: File, kind: str, chance: random.Random) -> bytes:
         return bytes(file.seen)
     if kind != "mixed" or file.kept == file.seen:
         return file.kept
-    return chance.choice((file.kept, bytes(file.seen), bytes(file.seen[: chance.randint(0, len(file.seen))])))
+    torn = chance.randint(0, len(file.seen))
+    return chance.choice((file.kept, bytes(file.seen), bytes(file.seen[:torn]) + file.kept[torn:]))
 
 
 def write(found: dict[str, bytes | None], home: Path) -> None:

@@ -350,6 +350,7 @@ AWAY = "API request to http://h/api failed with "
         ("(sqlite3.OperationalError) database or disk is full", DiskFullError),
         ("(raised as a result of autoflush)\n(sqlite3.OperationalError) database or disk is full", DiskFullError),
         ("(sqlite3.OperationalError) disk I/O error", DiskError),
+        ("(sqlite3.OperationalError) unable to open database file", DiskError),
         ("Detected out-of-date database schema (found version f, but expected d). Take a backup", UsageError),
         ("(sqlite3.DatabaseError) database disk image is malformed", DataError),
         ("(sqlite3.DatabaseError) file is not a database", DataError),
@@ -361,6 +362,13 @@ def test_what_mlflow_says_has_the_status_that_is_documented(said, kind, tmp_path
     with pytest.raises(MaskmillError) as raised, versions.explained(tmp_path):
         raise MlflowException(said)
     assert type(raised.value) is kind
+
+
+def test_a_database_that_cannot_be_opened_for_want_of_rights_is_wrong_use(tmp_path):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(UsageError, match="may not be written to"), versions.explained(tmp_path / "nothing here"):
+        raise MlflowException("(sqlite3.OperationalError) unable to open database file")
 
 
 @pytest.mark.parametrize("way", ["refuses", "noise", "hangs"])
