@@ -21,6 +21,7 @@ from . import gate, tracking
 from .board import GATE, PERSON, WON, Board, attach
 from .errors import UsageError
 from .gate import Decision
+from .manifests import fsync
 from .progress import say
 from .versions import PREVIOUS, Version, check_name, explained, find, home_of
 
@@ -32,9 +33,15 @@ Rescore = Callable[[Version, Version], Path]
 
 @contextmanager
 def alone(home: Path) -> Iterator[None]:
-    """One promotion at a time on this host, and among all that use the same PostgreSQL. Gone with its holder."""
+    """One promotion at a time on this host, and among all that use the same PostgreSQL. Gone with its holder.
+
+    What was decided is on the disk then. SQLite commits by removing its journal, and leaves that removal to the system
+    (PRAGMA synchronous is FULL, not EXTRA): after a power cut the journal would be there again, and undo the last step.
+    """
     with tracking.locked(home, "promotion.lock"), _advisory(tracking.tracking_uri(home)):
         yield
+        if tracking.is_embedded(home):
+            fsync(tracking.database(home).parent)
 
 
 @contextmanager
