@@ -7,6 +7,8 @@ The numbers follow sysexits.h where it has a fitting one (65, 69, 71, 73, 74, 75
 import errno
 import os
 import re
+import sys
+from typing import Any
 
 
 class MaskmillError(Exception):
@@ -122,6 +124,7 @@ NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "can't start new thread",
+    "cannot join thread before it is started",
     "failed to map segment",
     "bad_alloc",
 )
@@ -145,6 +148,21 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
+
+
+LAST_WORDS = b"\nError: Out of memory, a thread could not begin; run again when more is free, or on a larger machine.\n"
+
+
+def end_without_memory(unraisable: Any) -> None:
+    """For sys.unraisablehook: ends the process (71) where a thread had no memory to begin.
+
+    CPython 3.11 reports that, and who started the thread waits for it for ever (threading.Thread.start). What is on the
+    disk is whole at any instant, as after a kill.
+    """
+    if unraisable.exc_type is MemoryError and "in thread started by" in (unraisable.err_msg or ""):
+        os.write(2, LAST_WORDS)
+        os._exit(MemoryExhausted.exit_code)
+    sys.__unraisablehook__(unraisable)
 
 
 HIDDEN = "?…"

@@ -20,8 +20,9 @@ from tests.faults.trial import Failed, Outcome, Trial
 GUARDS = {"window": 8, "patience": 1, "rollbacks": 2, "rollback_every": 5, "plateau_after": "0"}
 STEPS = 24
 MARGINS = (16, 24, 32, 64, 128)
-"""MiB beyond what the process has when its memory is limited: too little for arrays and libraries. With next to nothing
-Python itself stops: a thread that has no memory to say that it has begun is waited for, for ever (CPython 3.11)."""
+"""MiB beyond what the process has when its memory is limited: too little for arrays and libraries."""
+ABORTED = ("memory allocation of", "std::system_error", "std::bad_alloc")
+"""What Rust and C++ say when they end a process for want of memory or threads."""
 EXHAUSTED = 71
 
 
@@ -143,11 +144,9 @@ def without_memory(moment: Moment, margin: int, folder: Path) -> Outcome:
     if status == 0:
         runs.left(home, known.digests)
         return Outcome("withstood", note=f"{margin} MiB were enough" if limited else "it had ended")
-    if (
-        status == -signal.SIGABRT and "memory allocation of" in run.said
-    ):  # Rust ends a process so, and nobody can help it
+    if status == -signal.SIGABRT and any(words in run.said for words in ABORTED):  # nobody can help it
         runs.again(home, words, known.digests)
-        return Outcome("recovered", note="a library in Rust aborted the process")
+        return Outcome("recovered", note="a library in Rust or C++ aborted the process")
     if status != EXHAUSTED:
         raise Failed("undocumented", f"without memory: status {status}: {run.said[-1200:]}")
     runs.again(home, words, known.digests)

@@ -1,10 +1,15 @@
 """Which errors stand for which exit status. pytest tests/tasks/test_errors.py"""
 
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tasks.errors import DataError, is_out_of_memory
+
+ROOT = Path(__file__).parents[2]
 
 
 def behind(error, cause):
@@ -26,6 +31,7 @@ def behind(error, cause):
         ),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("cannot join thread before it is started"), True),
         (OSError("libgomp.so.1: failed to map segment from shared object"), True),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
         (behind(ValueError("a library says something else"), MemoryError()), True),
@@ -37,3 +43,18 @@ def behind(error, cause):
 )
 def test_a_refusal_of_memory_is_known_whoever_tells_of_it(error, is_one):
     assert is_out_of_memory(error) is is_one
+
+
+def test_a_thread_without_memory_to_begin_ends_the_process():
+    """CPython would wait for it for ever."""
+    script = """
+import _thread, sys, time
+from tasks.errors import end_without_memory
+sys.unraisablehook = end_without_memory
+def begin():
+    raise MemoryError
+_thread.start_new_thread(begin, ())
+time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 71 and done.stderr.startswith("\nError: Out of memory, a thread could not begin")
