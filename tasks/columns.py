@@ -4,6 +4,9 @@ Nothing in a file is believed: a flipped bit in the offsets of a column would ab
 stand for gigabytes.
 """
 
+import errno
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +24,7 @@ BATCH = 32 << 20
 """Bytes of Parquet that should be unpacked at once."""
 SHARED = 1 << 30
 """Characters that the rows of a file may come to, however small it is."""
+ENOMEM = os.strerror(errno.ENOMEM)
 WRONG = (pa.ArrowException, ValueError, OSError, MemoryError)
 """What pyarrow raises for a file that is none."""
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -36,7 +40,7 @@ def parquet(item: Item, limits: Limits) -> Iterator[Document | Reject]:
         # As numbers into the dictionary of a page: a long text that thousands of rows share is held once.
         file = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=[".".join(path)], **options)
     except WRONG as error:
-        raise Broken("broken_parquet", first_line(error), 0, item.size) from None
+        raise Broken("broken_parquet", complaint(error, item.size, limits.archive_ratio), 0, item.size) from None
     with file:
         first, out = 0, 0
         for group in range(file.num_row_groups):
@@ -66,7 +70,8 @@ def _row_group(
             yield from _column(_picked(batch, path), first + done, limits)
             done += batch.num_rows
     except WRONG as error:
-        detail = f"row group {group}, {about.num_rows - done} of {about.num_rows} rows: {first_line(error)}"
+        said = complaint(error, packed, limits.archive_ratio)
+        detail = f"row group {group}, {about.num_rows - done} of {about.num_rows} rows: {said}"
         yield Reject("broken_parquet", first + done, about.total_byte_size, None, detail)
 
 
@@ -90,13 +95,25 @@ def arrow(item: Item, limits: Limits) -> Iterator[Document | Reject]:
                         yield from _slices(batch, path, first, limits)
                         first += batch.num_rows
                     except WRONG as error:
-                        yield Reject("broken_arrow", first, 0, None, f"batch {number}: {first_line(error)}")
+                        said = complaint(error, item.size, limits.archive_ratio)
+                        yield Reject("broken_arrow", first, 0, None, f"batch {number}: {said}")
                 return
             for batch in reader:
                 yield from _slices(batch, path, first, limits)
                 first += batch.num_rows
     except WRONG as error:
-        raise Broken("broken_arrow", first_line(error), first, item.size) from None
+        raise Broken("broken_arrow", complaint(error, item.size, limits.archive_ratio), first, item.size) from None
+
+
+def complaint(error: Exception, packed: int, ratio: float) -> str:
+    """What is wrong with a file. Raises MemoryError where it is not the file, but the machine that has no memory: a
+    damaged length asks for far more than the file can stand for."""
+    said = str(error)
+    asked = re.search(r"alloc of size (\d+)", said)
+    plausible = asked and int(asked[1]) <= max(FREE_EXPANSION, ratio * packed)
+    if plausible or ENOMEM in said:
+        raise MemoryError(said) from error
+    return first_line(error)
 
 
 def _mapped(item: Item) -> pa.NativeFile:

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .archives import FREE_EXPANSION, open_item
-from .columns import BATCH, ROWS, WRONG
+from .columns import BATCH, ROWS, WRONG, complaint
 from .image_decoding import ImageLimits
 from .image_sources import ImageFile, ImageSource
 from .records import named
-from .streams import Broken, Reject, first_line
+from .streams import Broken, Reject
 
 LABEL = 256
 """Characters of a label; what is longer is a text about the image."""
@@ -74,7 +74,7 @@ def parquet(file: ImageFile, source: ImageSource, limits: ImageLimits) -> Iterat
         # As numbers into the dictionary of a page: a large image that thousands of rows share is held once.
         table = pq.ParquetFile(opened, metadata=table.metadata, read_dictionary=[layout.bytes], **options)
     except WRONG as error:
-        raise Broken("broken_parquet", first_line(error), 0, item.size) from None
+        raise Broken("broken_parquet", complaint(error, item.size, limits.archive_ratio), 0, item.size) from None
     with table:
         first = 0
         for group in range(table.num_row_groups):
@@ -140,7 +140,8 @@ def _row_group(
             yield from _batch(batch, first + done, layout, limits)
             done += batch.num_rows
     except WRONG as error:
-        detail = f"row group {group}, {whole - done} of {whole} rows: {first_line(error)}"
+        said = complaint(error, layout.size, limits.archive_ratio)
+        detail = f"row group {group}, {whole - done} of {whole} rows: {said}"
         yield Reject("broken_parquet", first + done, layout.size // table.num_row_groups, None, detail)
 
 

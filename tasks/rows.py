@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import masking, modalities
 from .arrays import numbers, values
-from .errors import DataError
+from .errors import DataError, is_out_of_memory
 from .masking import Policy
 from .packing import SPECIALS, Packing, Segments
 
@@ -146,6 +146,8 @@ def read(path: Path) -> pa.RecordBatch:
             _check(batch)
             return batch
     except (pa.ArrowException, OSError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{path} cannot be read ({error}); run `maskmill verify shards`.") from None
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,26 @@ def test_damaged_statistics_of_a_column_do_not_abort_the_process(tmp_path: Path)
         data[rng.randrange(footer, len(data) - 8)] ^= 1 << rng.randrange(8)
         kept, rejects = read(put(path, bytes(data)), "parquet")
         assert kept or rejects
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_machine_without_memory_is_no_damaged_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that is short of memory would leave texts out, and go on."""
+    path = write(tmp_path / "a", pa.table({"text": ["a text"] * 9}), kind)
+    for said, error in (
+        ("malloc of size 4194304 failed", MemoryError),
+        ("Memory mapping file failed: Cannot allocate memory", MemoryError),
+        ("malloc of size 1152921504606846976 failed", None),
+    ):
+
+        def fail(*_: object, said: str = said) -> None:
+            raise (OSError if "mapping" in said else pa.ArrowMemoryError)(said)
+
+        monkeypatch.setattr(columns, "_picked", fail)
+        if error:
+            with pytest.raises(error, match=re.escape(said)):
+                read(path, kind)
+        else:
+            assert read(path, kind)[1][0].reason == f"broken_{kind}"
