@@ -21,7 +21,7 @@ from flows import (
     terminal,
 )
 from flows.access import HOST
-from tasks.errors import MaskmillError, UnreachableError, end_without_memory, is_out_of_memory
+from tasks.errors import MaskmillError, UnreachableError, end_without_threads, is_out_of_memory
 from tasks.progress import say
 
 
@@ -339,7 +339,7 @@ def _stand_in() -> None:
 def main() -> None:
     """The console script."""
     _stand_in()
-    sys.unraisablehook = end_without_memory
+    end_without_threads()
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a batch system says with either that the time is over
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):

@@ -8,6 +8,9 @@ import errno
 import os
 import re
 import sys
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 
@@ -153,16 +156,27 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 LAST_WORDS = b"\nError: Out of memory, a thread could not begin; run again when more is free, or on a larger machine.\n"
 
 
-def end_without_memory(unraisable: Any) -> None:
-    """For sys.unraisablehook: ends the process (71) where a thread had no memory to begin.
+def end_without_threads() -> None:
+    """From now on the process ends (71) where a thread of it has no memory to begin.
 
-    CPython 3.11 reports that, and who started the thread waits for it for ever (threading.Thread.start). What is on the
-    disk is whole at any instant, as after a kill.
+    CPython 3.11 tells sys.unraisablehook, and who started the thread waits for it for ever (threading.Thread.start). A
+    hook in Python cannot be called there: the thread has no memory for a frame either. One in C can, and another thread
+    reads what it was told. What is on the disk is whole at any instant, as after a kill.
     """
-    if unraisable.exc_type is MemoryError and "in thread started by" in (unraisable.err_msg or ""):
-        os.write(2, LAST_WORDS)
-        os._exit(MemoryExhausted.exit_code)
-    sys.__unraisablehook__(unraisable)
+    told: SimpleQueue[Any] = SimpleQueue()
+    with suppress(RuntimeError, MemoryError):
+        threading.Thread(target=_listen, args=(told,), name="unraisable", daemon=True).start()
+        sys.unraisablehook = told.put
+
+
+def _listen(told: "SimpleQueue[Any]") -> None:
+    while True:
+        unraisable = told.get()
+        if unraisable.exc_type is MemoryError and "in thread started by" in (unraisable.err_msg or ""):
+            os.write(2, LAST_WORDS)
+            os._exit(MemoryExhausted.exit_code)
+        sys.__unraisablehook__(unraisable)
+        del unraisable
 
 
 HIDDEN = "?…"

@@ -27,7 +27,7 @@ from typing import Any
 
 from . import elastic, progress
 from .artifacts import canonical, write_atomic
-from .errors import InterruptedRun, MaskmillError, MemoryExhausted, end_without_memory, is_out_of_memory, of_disk
+from .errors import InterruptedRun, MaskmillError, MemoryExhausted, end_without_threads, is_out_of_memory, of_disk
 from .launch import BUG, OUTCOME, STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -66,7 +66,7 @@ def main(path: Path) -> int:
     """Runs a job; leaves outcome.json beside it; returns the exit status."""
     for number in SIGNALS:  # before torch is imported, which takes seconds
         signal.signal(number, _on_signal)
-    sys.unraisablehook = end_without_memory
+    end_without_threads()
     several, outcome = RANKS in os.environ, path.with_name(OUTCOME)
     if several and _over(outcome):
         return 0

@@ -48,9 +48,9 @@ def test_a_refusal_of_memory_is_known_whoever_tells_of_it(error, is_one):
 def test_a_thread_without_memory_to_begin_ends_the_process():
     """CPython would wait for it for ever."""
     script = """
-import _thread, sys, time
-from tasks.errors import end_without_memory
-sys.unraisablehook = end_without_memory
+import _thread, time
+from tasks.errors import end_without_threads
+end_without_threads()
 def begin():
     raise MemoryError
 _thread.start_new_thread(begin, ())
