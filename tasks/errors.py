@@ -130,8 +130,13 @@ NO_MEMORY = (
     "cannot join thread before it is started",
     "failed to map segment",
     "bad_alloc",
+    "error return without exception set",
+    "returned null without setting an exception",
 )
-"""What torch, the system, Python, the loader of libraries and C++ say where no memory is left, in small letters."""
+"""What torch, the system, Python, the loader of libraries and C++ say where no memory is left, in small letters.
+
+The last two are SystemErrors of CPython 3.11, where a frame of a function finds no memory: it says nothing of memory there.
+"""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -145,7 +150,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
-        if isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        if isinstance(error, (RuntimeError, ImportError, OSError, SystemError)) and any(
             word in str(error).lower() for word in NO_MEMORY
         ):
             return True
