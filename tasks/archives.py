@@ -41,6 +41,8 @@ PIECE = 1 << 17
 """Packed bytes that are unpacked together."""
 MEMORY = 128 << 20
 """What a window may take: all that `xz -9` and `zstd --long` ask for, and no more."""
+NO_MEMORY = "not enough memory"
+"""What zstd says where the machine has none (others raise MemoryError): a file cannot ask for more than MEMORY."""
 END = 1 << 62
 MARK = "\udcff"
 """Stands for bytes that are not of the file's encoding; comes out as the byte FF, which UTF-8 never has."""
@@ -193,7 +195,10 @@ def _members(packed: _Packed, codec: _Codec, item: Item, limits: Limits) -> Iter
 
 
 def _member(packed: _Packed, codec: _Codec, fine: int) -> Iterator[bytes]:
-    """Unpacks one member; from byte `fine` of the file on it is fed single bytes. Memory is bounded on both sides."""
+    """Unpacks one member; from byte `fine` of the file on it is fed single bytes. Memory is bounded on both sides.
+
+    Raises MemoryError where the machine has not even that: such a file is not broken.
+    """
     decoder = codec.decoder()
     while not decoder.eof:
         data = b""
@@ -203,7 +208,9 @@ def _member(packed: _Packed, codec: _Codec, fine: int) -> Iterator[bytes]:
                 raise EOFError
         try:
             out = decoder.decompress(data, CHUNK)
-        except (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, EOFError, ValueError, MemoryError) as error:
+        except (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, EOFError, ValueError) as error:
+            if NO_MEMORY in str(error):
+                raise MemoryError(str(error)) from error
             raise _Damaged(str(error) or type(error).__name__) from None
         if out:
             yield out

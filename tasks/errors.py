@@ -135,7 +135,7 @@ NO_MEMORY = (
 )
 """What torch, the system, Python, the loader of libraries and C++ say where no memory is left, in small letters.
 
-The last two are SystemErrors of CPython 3.11, where a frame of a function finds no memory: it says nothing of memory there.
+The last two are SystemErrors of CPython 3.11, where the frame of a call finds no memory: no error is set then.
 """
 
 

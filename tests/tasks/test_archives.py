@@ -7,6 +7,7 @@ import lzma
 import resource
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,26 @@ def test_windows_larger_than_memory_are_refused(tmp_path: Path) -> None:
         out, reject = unpack(put(tmp_path / "a", packed))
         assert out == b"" and reject and reject.reason == "broken_archive" and "emory" in reject.detail
     assert unpack(put(tmp_path / "a", fine)) == (data, None)
+
+
+@pytest.mark.parametrize(
+    ("packer", "error"),
+    [("zst", zstd.ZstdError("Unable to decompress: Allocation error : not enough memory")), ("bz2", MemoryError())],
+)
+def test_a_machine_without_memory_is_no_broken_archive(
+    packer: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that is short of memory would leave texts out, and go on."""
+
+    class Starved:
+        eof, needs_input, unused_data = False, True, b""
+
+        def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+            raise error
+
+    monkeypatch.setattr(archives, "CODECS", [replace(codec, decoder=Starved) for codec in archives.CODECS])
+    with pytest.raises(MemoryError):
+        unpack(put(tmp_path / "a", PACKERS[packer](b"text" * 1000)))
 
 
 def test_skippable_frames_of_zstd_are_skipped(tmp_path: Path) -> None:
