@@ -132,24 +132,21 @@ def _refused(poison: Mapping[str, Any], settings: Mapping[str, Any], folder: Pat
 
 def without_memory(moment: Moment, margin: int, folder: Path) -> Outcome:
     """From a moment on the process that works gets `margin` MiB more at most: one sentence, 71, and again with more."""
-    known, home = runs.reference(folder), folder / "home"
-    words = runs.command(known.source)
-    run = runs.start(home, words)
-    if not moment.wait(run, known.usual):
-        runs.settled(run, known.digests)
+    known, run = runs.until(moment, folder)
+    if not run:
         return Outcome("withstood", note="it was over before")
     limited = _limit(_worker(run, moment.place), margin)
     status = run.ended()
     runs.clean(run)
     if status == 0:
-        runs.left(home, known.digests)
+        runs.left(run.home, known.digests)
         return Outcome("withstood", note=f"{margin} MiB were enough" if limited else "it had ended")
     if status == -signal.SIGABRT and any(words in run.said for words in ABORTED):  # nobody can help it
-        runs.again(home, words, known.digests)
+        runs.again(run.home, runs.command(known.source), known.digests)
         return Outcome("recovered", note="a library in Rust or C++ aborted the process")
     if status != EXHAUSTED:
         raise Failed("undocumented", f"without memory: status {status}: {run.said[-1200:]}")
-    runs.again(home, words, known.digests)
+    runs.again(run.home, runs.command(known.source), known.digests)
     return Outcome("recovered", note=run.said.strip().splitlines()[-1][:200])
 
 

@@ -1,6 +1,6 @@
 """Whole runs, as a user starts them: the command, a home of its own, Prefect's embedded server, and what they leave.
 
-start      the command in a session of its own       until      waits for a moment of the run (Moment)
+start      the command in a session of its own       until      starts one, and waits for a moment of it (Moment)
 ended      waits for its end, or calls it a hang      again      the same command ends in the reference, or Failed
 """
 
@@ -341,6 +341,16 @@ def reference(folder: Path) -> Reference:
             usual = {name: min(one["usual"][name] for one in found) for name in found[0]["usual"]}
             page.write_text(json.dumps({"digests": found[0]["digests"], "usual": usual}))
     return Reference(place / "texts", **json.loads(page.read_bytes()))
+
+
+def until(moment: Moment, folder: Path) -> tuple[Reference, Run | None]:
+    """A run in a home of its own, at that moment; None where it was over before, and ended well."""
+    known = reference(folder)
+    run = start(folder / "home", command(known.source))
+    if moment.wait(run, known.usual):
+        return known, run
+    settled(run, known.digests)
+    return known, None
 
 
 def _undisturbed(folder: Path, source: Path) -> dict[str, Any]:

@@ -43,27 +43,21 @@ def trials() -> list[Trial]:
 
 def killed(moment: Moment, folder: Path) -> Outcome:
     """kill -9 of the process group."""
-    known, home = runs.reference(folder), folder / "home"
-    words = runs.command(known.source)
-    run = runs.start(home, words)
-    if not moment.wait(run, known.usual):
-        runs.settled(run, known.digests)
+    known, run = runs.until(moment, folder)
+    if not run:
         return Outcome("withstood", note="it was over before")
     lost = _since_the_last_unit(run)
     run.signal(signal.SIGKILL)
     if (status := run.ended()) not in (0, -signal.SIGKILL):
         raise Failed("undocumented", f"killed, and ended with {status}")
-    runs.again(home, words, known.digests)
+    runs.again(run.home, runs.command(known.source), known.digests)
     return Outcome("recovered", lost)
 
 
 def stopped(moment: Moment, number: signal.Signals, group: bool, folder: Path) -> Outcome:
     """A request to stop: 75 within seconds, not a step lost, and not a word too much."""
-    known, home = runs.reference(folder), folder / "home"
-    words = runs.command(known.source)
-    run = runs.start(home, words)
-    if not moment.wait(run, known.usual):
-        runs.settled(run, known.digests)
+    known, run = runs.until(moment, folder)
+    if not run:
         return Outcome("withstood", note="it was over before")
     lost, began = _since_the_last_unit(run), time.monotonic()
     run.signal(number, group)
@@ -71,16 +65,16 @@ def stopped(moment: Moment, number: signal.Signals, group: bool, folder: Path) -
     took = time.monotonic() - began
     runs.clean(run)
     if status == -number and not run.said:  # nothing had begun: the interpreter was starting
-        runs.again(home, words, known.digests)
+        runs.again(run.home, runs.command(known.source), known.digests)
         return Outcome("recovered", note="before its first word")
     if status not in (0, 75):
         raise Failed("undocumented", f"{number.name}: status {status}: {run.said[-800:]}")
     if took > PROMPT:
         raise Failed("hang", f"{number.name}: it took {took:.0f} s")
     kept = re.search(r"stopped by SIG\w+ after step (\d+) of", run.said)
-    if kept and runs.checkpoints(home)[-1:] != [int(kept[1])]:
-        raise Failed("lost", f"it stopped after step {kept[1]}, and has checkpoints {runs.checkpoints(home)}")
-    runs.again(home, words, known.digests)
+    if kept and runs.checkpoints(run.home)[-1:] != [int(kept[1])]:
+        raise Failed("lost", f"it stopped after step {kept[1]}, and has checkpoints {runs.checkpoints(run.home)}")
+    runs.again(run.home, runs.command(known.source), known.digests)
     if status == 0:
         return Outcome("withstood", note="it came to its end")
     return Outcome("recovered", 0.0 if kept else lost, f"{took:.1f} s")
