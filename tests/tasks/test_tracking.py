@@ -1,94 +1,22 @@
-"""What MLflow is told: everything, once, sooner or later; and nobody waits for it. Against the real thing."""
+"""What MLflow is told: everything, once, sooner or later, also by processes that die. Against the real thing."""
 
-import errno
 import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-from flows import ui
-from tasks import lineage, sender, tracking, versions
+from tasks import lineage, tracking
 from tasks.artifacts import Built, Identity, Store
-from tasks.errors import InterruptedRun, MaskmillError, UsageError
+from tasks.errors import InterruptedRun, MaskmillError
 from tasks.outbox import Outbox, heads
 from tests.tasks import small_model
-
-ROOT = Path(__file__).parents[2]
-CALM = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def calm():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CALM.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr(sender, "EVERY", 0.02)
-        yield
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    """A database with MLflow's tables and nothing in them: making it takes seconds."""
-    home = tmp_path_factory.mktemp("tables")
-    tracking.connect(home)
-    return tracking.database(home)
-
-
-@pytest.fixture
-def home(tmp_path, tables):
-    (tmp_path / "home").mkdir()
-    shutil.copyfile(tables, tracking.database(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def client(home):
-    """Reads the database itself, also while no server does."""
-    return tracking.connect(home)
-
-
-def points(first, last, at=0):
-    return [
-        {"step": step, "timestamp_ms": 1_700_000_000_000 + step + at, "metrics": {"train/loss": 5 - step / 100}}
-        for step in range(first, last)
-    ]
-
-
-def stage_run(client, run, stage="pretrain"):
-    """The only MLflow run of a stage of a run."""
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    (parent,) = client.search_runs(experiments, f"tags.`maskmill.run` = '{run}'")
-    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.stage = '{stage}'"
-    (found,) = client.search_runs(experiments, query)
-    return found
-
-
-def history(client, run):
-    """Steps of the loss, in their order."""
-    found = client.get_metric_history(stage_run(client, run).info.run_id, "train/loss")
-    return sorted(point.step for point in found)
-
-
-def left(home):
-    """Names of what lies in the outbox."""
-    return sorted(path.name for path in (home / "outbox").iterdir())
+from tests.tasks.mlflow_home import calm as calm
+from tests.tasks.mlflow_home import client as client
+from tests.tasks.mlflow_home import history, killed, left, points, stage_run
+from tests.tasks.mlflow_home import home as home
+from tests.tasks.mlflow_home import tables as tables
 
 
 def test_a_run_has_a_child_per_stage_with_parameters_inputs_and_figures(home, client, tmp_path):
@@ -307,79 +235,14 @@ def test_versions_are_listed_with_tags_and_aliases_also_beside_a_server(home, cl
         lineage.every(home)
 
 
-# Where something is away, hangs or dies.
-
-
-@contextmanager
-def refusing(status):
-    """A server that answers everything with this status."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(status)
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"no")
-
-        do_POST = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://name:secret@127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_artifacts_that_cannot_be_written_are_one_sentence(tmp_path):
-    words = r"artifacts cannot be written to \(/place: Read-only file system\)"
-    with pytest.raises(UsageError, match=words), versions.explained(tmp_path):
-        raise OSError(errno.EROFS, "Read-only file system", "/place")
-
-
-@pytest.mark.parametrize(("status", "words"), [(401, "does not let you in"), (403, "does not allow this")])
-def test_a_wrong_password_is_one_sentence_and_nothing_is_lost(tmp_path, monkeypatch, capsys, status, words):
-    with refusing(status) as address:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        tracker = tracking.Tracker(tmp_path, "told", "run", "tiny")
-        with tracker.stage("pretrain") as run:
-            run.ship(points(1, 5))
-        tracker.end()
-        said = capsys.readouterr().err
-        assert said.count(words) == 1 and "the run goes on" in said and "secret" not in said
-        ((path, _),) = heads(tmp_path / "outbox")
-        assert path.read_text().count("train/loss") == 4
-        with pytest.raises(MaskmillError, match=words):
-            lineage.every(tmp_path)
-
-
-def test_a_server_that_never_answers_holds_up_nobody(tmp_path, monkeypatch, capsys):
-    """Everything below returns while the first request is still waiting for its answer."""
-    monkeypatch.setattr(tracking, "WAIT", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as hanging:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:secret@127.0.0.1:{hanging.getsockname()[1]}")
-        tracker = tracking.Tracker(tmp_path, "told", "run", "tiny")
-        with hanging.accept()[0] as asked, tracker.stage("pretrain") as run:
-            assert b"/api/2.0/mlflow/experiments/get-by-name" in asked.recv(10_000)
-            for number in range(500):
-                run.ship(points(number, number + 1))
-            assert not tracker.flush(0.05) and run.run_id is None
-        tracker.end()
-    assert f"MLflow: 506 entries of this run wait in {tmp_path / 'outbox'}" in (said := capsys.readouterr().err)
-    assert "secret" not in said + "".join(map(Path.read_text, (tmp_path / "outbox").iterdir()))
-
-
-def test_a_server_that_is_away_costs_a_line_and_what_is_said_is_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://name:secret@127.0.0.1:9")
-    tracker = tracking.Tracker(tmp_path, "told", "run", "tiny")
-    with tracker.stage("pretrain") as run:
-        for number in range(200):
-            run.ship(points(number, number + 1))
+def test_heads_name_their_run(home):
+    tracker = tracking.Tracker(home, "told", "run", "tiny", {"command": "maskmill run tiny"})
+    ((_, head),) = heads(home / "outbox")
+    assert head["run"] == "run" and head["address"] == "" and json.dumps(head["tags"]).count("maskmill") == 1
     tracker.end()
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "the run goes on" in said[0] and "206 entries of this run wait" in said[1]
-    assert "secret" not in "".join(said)
+
+
+# Where something is away, hangs or dies.
 
 
 def test_what_was_said_while_mlflow_was_away_arrives_later_in_the_same_run(home, client, monkeypatch, capsys):
@@ -423,133 +286,9 @@ def test_a_disk_that_is_full_is_no_end_of_a_run(home, client, monkeypatch, capsy
     assert full or history(client, "run") == list(range(1, 9))
 
 
-DYING = """
-import os, signal, sys
-from pathlib import Path
-from tasks import outbox, sender, tracking
-from tests.tasks.test_tracking import points
-
-home, last, at, acknowledgements, run = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
-acknowledge = outbox.Outbox.acknowledge
-
-def dying(self, lines):
-    global acknowledgements
-    acknowledgements -= 1
-    if acknowledgements < 0:
-        os.kill(os.getpid(), signal.SIGKILL)  # MLflow has it, and nobody remembers
-    acknowledge(self, lines)
-
-outbox.Outbox.acknowledge = dying
-sender.EVERY = 0.02
-tracker = tracking.Tracker(home, "told", run, "tiny")
-with tracker.stage("pretrain") as stage:
-    for step in range(1, last):
-        stage.ship(points(step, step + 1, at))
-        tracker.flush(60)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def killed(home, last, at, acknowledgements, run="run-7"):
-    """A process that tells steps up to `last`, and dies, at the latest before it says how the run ended."""
-    words = [sys.executable, "-c", DYING, str(home), *map(str, (last, at, acknowledgements)), run]
-    assert subprocess.run(words, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-
-
 def test_a_killed_process_leaves_nothing_undone_and_nothing_twice(home, client):
     killed(home, 8, 0, 6)
     tracker = tracking.Tracker(home, "told", "another", "tiny")
     tracker.end()
     assert history(client, "run-7") == list(range(1, len(history(client, "run-7")) + 1)) != []
     assert stage_run(client, "run-7").info.status == "KILLED" and not left(home)
-
-
-@pytest.mark.slow
-def test_a_chain_of_kills_of_one_run_and_two_resumes(home, client):
-    for attempt, (last, acknowledgements) in enumerate([(9, 5), (9, 7), (14, 9), (14, 99)]):
-        killed(home, last, attempt * 5000, acknowledgements)
-    tracker = tracking.Tracker(home, "told", "run-7", "tiny")
-    with tracker.stage("pretrain") as run:
-        run.ship(points(1, 20, at=90_000))
-    tracker.end()
-    assert history(client, "run-7") == list(range(1, 20)) and not left(home)
-
-
-class Server:
-    """`mlflow server` on the database of a home, which can be killed and started again at the same address."""
-
-    def __init__(self, home, patch):
-        self.home, self.patch, self.port = home, patch, ui.free_port(0)
-        self.start()
-
-    def start(self):
-        self.patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        self.server = ui.start_mlflow(self.home, self.port).wait()
-        self.patch.setenv("MLFLOW_TRACKING_URI", self.server.address)
-
-    def kill(self):
-        os.killpg(self.server.process.pid, signal.SIGKILL)
-        self.server.process.wait()
-
-
-@contextmanager
-def served(home):
-    with pytest.MonkeyPatch.context() as patch:
-        server = Server(home, patch)
-        try:
-            yield server
-        finally:
-            server.kill()
-
-
-@pytest.mark.slow
-def test_a_server_that_was_away_during_a_training_and_at_its_end_has_all_of_it_later_once(home, client, capsys):
-    with served(home) as server:
-        tracker = tracking.Tracker(home, "told", "run-8", "tiny", {"recipe": "tiny"}, {"seed": 1})
-        with tracker.stage("pretrain", {"width": 8}) as run:
-            run.ship(points(1, 5))
-            assert tracker.flush(60) and history(client, "run-8") == [1, 2, 3, 4]
-            server.kill()
-            run.ship(points(5, 9))
-            assert not tracker.flush(60)
-            run.ship(points(9, 12))
-        unopened = tracking.Tracker(home, "told", "run-9", "tiny", {"recipe": "tiny"})
-        with unopened.stage("pretrain") as run:
-            run.ship(points(1, 4))
-        tracker.end()
-        unopened.end("FAILED")
-        assert len(left(home)) == 2 and "1 earlier runs wait" in capsys.readouterr().err
-        server.start()
-        tracking.Tracker(home, "told", "anything", "tiny").end()
-        assert not left(home)
-    assert history(client, "run-8") == list(range(1, 12)) and history(client, "run-9") == [1, 2, 3]
-    assert stage_run(client, "run-8").info.status == stage_run(client, "run-9").info.status == "FINISHED"
-    assert stage_run(client, "run-8").data.params == {"width": "8"}
-    times = client.get_metric_history(stage_run(client, "run-9").info.run_id, "train/loss")
-    assert [point.timestamp - point.step for point in times] == [1_700_000_000_000] * 3
-
-
-@pytest.mark.slow
-def test_a_server_that_is_killed_again_and_again_while_it_is_told(home, client):
-    """Whether or not it had committed what it was told when it died."""
-    with served(home) as server:
-        tracker = tracking.Tracker(home, "told", "run", "tiny")
-        with tracker.stage("pretrain") as run:
-            for times in range(3):
-                for step in range(400 * times, 400 * times + 400):
-                    run.ship(points(step, step + 1))
-                    time.sleep(0.001)
-                    if step % 400 == 250:
-                        server.kill()
-                server.start()
-                assert tracker.flush(60)
-        tracker.end()
-        assert not left(home)
-    assert history(client, "run") == list(range(1200))
-
-
-def test_heads_name_their_run(home):
-    tracker = tracking.Tracker(home, "told", "run", "tiny", {"command": "maskmill run tiny"})
-    ((_, head),) = heads(home / "outbox")
-    assert head["run"] == "run" and head["address"] == "" and json.dumps(head["tags"]).count("maskmill") == 1
-    tracker.end()
