@@ -15,7 +15,7 @@ import pytest
 
 from tasks import elastic, launch, trainer
 from tasks.errors import DataError, InterruptedRun, MaskmillError
-from tests.tasks.test_pretrain import TINY, at_step, trained
+from tests.tasks.tiny_runs import TINY, at_step, trained
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"threads": 1, "nodes": "1", "device": "cpu"}

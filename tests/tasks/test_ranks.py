@@ -21,8 +21,8 @@ from tasks.errors import DataError, DiskFullError, InterruptedRun, MaskmillError
 from tasks.pretrain import pretrain
 from tasks.ranks import Ranks
 from tests.tasks import handmade, several_ranks
-from tests.tasks.test_pretrain import TINY, partial, trained
 from tests.tasks.test_training import begun
+from tests.tasks.tiny_runs import TINY, partial, trained
 
 TWO = replace(TINY, devices="2", steps=12, checkpoint_every=4, log_every=2, validation_every=6)
 EXACT = replace(TWO, reduction="exact", logical_shards=4, micro_tokens=0)

@@ -21,7 +21,7 @@ from tasks.rates import MaskRates
 from tasks.strand import entropy
 from tasks.training import Training
 from tests.tasks import handmade
-from tests.tasks.test_pretrain import TINY
+from tests.tasks.tiny_runs import TINY
 
 L = 32
 
