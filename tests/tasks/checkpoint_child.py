@@ -1,4 +1,4 @@
-"""A process that dies, or meets an error, at the k-th change of a folder. Started or used by test_keeper.py.
+"""A process that dies, or meets an error, at the k-th change of a folder. Started or used by test_keeper*.py.
 
 A line of standard input is {"folder", "at", "how"}; for each, a child of this process (which has torch already) writes
 three checkpoints and stops at its `at`-th change: "kill" before it, "torn" after half of the bytes where it is a write.
@@ -40,6 +40,18 @@ def save(folder: Path, step: int, given: dict[str, torch.Tensor], state: dict[st
     path = checkpoint.store(folder, step, image, state)
     checkpoint.prune(folder, step)
     return path
+
+
+def accept(state: dict[str, Any]) -> str | None:
+    return None
+
+
+def is_of(found: checkpoint.Checkpoint) -> bool:
+    return all(torch.equal(found.tensors[name], value) for name, value in tensors(found.step).items())
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 @contextmanager
