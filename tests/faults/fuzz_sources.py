@@ -143,7 +143,7 @@ def corpus_ids(folder: Path) -> Parser:
 def image(folder: Path, name: str) -> Parser:
     """A file of images, and each image that is in it."""
     from tests.tasks.made_images import read as read_images
-    from tests.tasks.test_image_files import FILES
+    from tests.tasks.whole_images import FILES
 
     path, limits = folder / name, ImageLimits(file_bytes=1 << 20, pixels=1 << 16)
 
