@@ -1,89 +1,19 @@
-"""Promotion in a real registry: what is written, what a person may do, two at once."""
+"""Promotion in a real registry: what is written, what a person may do, one that is overtaken."""
 
 import json
-import multiprocessing
-import os
-import time
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 
 import pytest
 
-from tasks import board, promotion, tracking, versions
-from tasks.board import Board, attach, smoke
+from tasks import board, promotion, tracking
+from tasks.board import Board, smoke
 from tasks.errors import DataError, UsageError
 from tasks.promotion import promote, rollback
 from tasks.results import CHAMPION, MODEL
 from tests.tasks import small_model
-
-CALM = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def calm():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CALM.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def answers(monkeypatch):
-    """Every model answers: none of these versions has weights."""
-    monkeypatch.setattr(board, "smoke", lambda spec, home, modality: "")
-
-
-class Shelf:
-    """A registry whose versions have evidence and no weights: these are made in no time."""
-
-    def __init__(self, home: Path):
-        self.home = home
-        self.client = tracking.connect(home)
-        known = self.client.get_experiment_by_name("shelf")
-        place = tracking.artifact_root(home).as_uri()
-        self.experiment = known.experiment_id if known else self.client.create_experiment("shelf", place)
-
-    def add(self, name, nats, test="a" * 64, rival=None, in_run=True, **shown):
-        """A version of that masked cross-entropy; without nats one of a time when there was no gate."""
-        run = self.client.create_run(self.experiment).info.run_id if in_run else None
-        logged = self.client.create_logged_model(self.experiment, source_run_id=run)
-        self.client.finalize_logged_model(logged.model_id, "READY")
-        if not versions.known_model(self.client, name):
-            self.client.create_registered_model(name)
-        with versions.fluent(self.home):
-            made = self.client.create_model_version(
-                name, f"models:/{logged.model_id}", run_id=run, model_id=logged.model_id
-            )
-        number = int(made.version)
-        self.client.set_model_version_tag(name, str(number), "pretrain", f"{name}-{number}")
-        self.client.update_model_version(name, str(number), description=f"v{number} new\n\n# The card\n")
-        if nats is not None:
-            both = {MODEL: nats} | ({CHAMPION: rival[1]} if rival else {})
-            of = {MODEL: f"{name}-{number}"} | ({CHAMPION: f"{name}-{rival[0]}"} if rival else {})
-            scores = self.home / "scores.arrow"
-            small_model.scored(scores, both, of, test, **shown)
-            attach(self.client, versions.version_of(self.client, made), scores)
-        return number
-
-    def tags(self, name, number):
-        return dict(self.client.get_model_version(name, str(number)).tags)
-
-    def first_line(self, name, number):
-        return self.client.get_model_version(name, str(number)).description.splitlines()[0]
-
-    def aliases(self, name):
-        return {alias: int(number) for alias, number in self.client.get_registered_model(name).aliases.items()}
-
-    def report(self, name, number):
-        run = self.client.get_model_version(name, str(number)).run_id
-        with versions.fluent(self.home) as mlflow:
-            return mlflow.artifacts.load_dict(f"runs:/{run}/gate_report.json")
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
-    return Shelf(tmp_path_factory.mktemp("shelf"))
+from tests.tasks.shelf import answers as answers
+from tests.tasks.shelf import calm as calm
+from tests.tasks.shelf import shelf as shelf
 
 
 def test_a_better_version_is_champion_and_all_is_written_down(shelf):
@@ -319,96 +249,3 @@ def test_a_version_that_another_promotion_found_and_crowned_is_told_so(shelf, mo
     done = promote(f"found/{slow}", shelf.home)
     assert done.promoted and done.decision.kind == "better" and done.decision.difference == pytest.approx(-2.0)
     assert shelf.tags("found", slow)["gate"] == "champion"
-
-
-# Two processes.
-
-
-def _stand(home, spec, uri, meet, wait_for, done, locked):
-    """A promotion in a process of its own. Without a lock it decides, meets the other, sets the alias, last if told."""
-    if uri:
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-    board.smoke = lambda spec, home, modality: ""
-    move, moves = Board._move, []
-
-    def slowly(self, version, before):
-        moves.append(version)
-        if len(moves) == 1:
-            meet.wait(120)
-            if wait_for:
-                assert wait_for.wait(120)
-        move(self, version, before)
-
-    if not locked:
-        promotion.alone = lambda home: nullcontext()
-        Board._move = slowly
-    promote(spec, home)
-    done.set()
-
-
-def _two_at_once(homes, name, specs, uri=None, locked=True, last=None):
-    start = multiprocessing.get_context("spawn")
-    meet, done = start.Barrier(2), [start.Event(), start.Event()]
-    runs = [
-        start.Process(
-            target=_stand,
-            args=(homes[k], specs[k], uri, meet, done[1 - k] if last == k else None, done[k], locked),
-        )
-        for k in range(2)
-    ]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join(300)
-    assert [run.exitcode for run in runs] == [0, 0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("last", [None, 0, 1])
-def test_of_two_promotions_at_once_the_better_one_is_champion(shelf, last):
-    """With the lock; and without it, where both decide on the same champion and either is the last to set the alias."""
-    name = f"two-{last}"
-    promote(f"{name}/{shelf.add(name, 5.0)}", shelf.home)
-    specs = [f"{name}/{shelf.add(name, nats)}" for nats in (4.0, 3.0)]
-    _two_at_once([shelf.home] * 2, name, specs, locked=last is None, last=last)
-    assert shelf.aliases(name)["champion"] == 3
-    assert [shelf.tags(name, number)["gate"] == "champion" for number in (1, 2, 3)] == [False, False, True]
-
-
-@contextmanager
-def _postgres():
-    servers = pytest.importorskip("tests.servers")
-    with servers.postgres() as server:
-        yield server.uri
-
-
-@pytest.mark.slow
-def test_two_hosts_that_share_a_postgresql_keep_promotions_apart(tmp_path, monkeypatch):
-    with _postgres() as uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        homes = [tmp_path / "one", tmp_path / "two"]  # each with a flock of its own
-        for home in homes:
-            home.mkdir()
-        start = multiprocessing.get_context("spawn")
-        inside, waiting = start.Event(), start.Event()
-        holder = start.Process(target=_hold, args=(homes[0], uri, inside, 300))
-        other = start.Process(target=_hold, args=(homes[1], uri, waiting, 0))
-        holder.start()
-        assert inside.wait(120)
-        other.start()
-        assert not waiting.wait(10), "two promotions at once"
-        holder.kill()  # a lock is gone with its holder
-        assert waiting.wait(120)
-        other.join(60)
-        shelf = Shelf(homes[0])
-        promote(f"shared/{shelf.add('shared', 5.0)}", shelf.home)
-        specs = [f"shared/{shelf.add('shared', nats)}" for nats in (3.0, 4.0)]
-        _two_at_once(homes, "shared", specs, uri)
-        assert shelf.aliases("shared")["champion"] == 2
-
-
-def _hold(home, uri, inside, seconds):
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    with promotion.alone(home):
-        inside.set()
-        time.sleep(seconds)
