@@ -15,7 +15,6 @@ from tasks.sizes import dimensions
 from tasks.sources import Source
 from tests.flows.every_setting import SETTINGS
 
-QUICKSTART = recipes.load("quickstart")
 ALONE = [key for key in SETTINGS if key != ("pretrain", "size")]  # which takes the dimensions along
 
 

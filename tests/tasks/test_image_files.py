@@ -24,7 +24,6 @@ from tests.tasks.made_images import idx, idx_labels, item_of, noise, parquet, re
 from tests.tasks.whole_images import FILES, LIMITS, PIXELS, PNGS, chunk
 
 ROOT = Path(__file__).parents[2]
-LENGTH = st.integers(1, 40)
 calm = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 
 
