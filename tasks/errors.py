@@ -143,12 +143,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Does the system's refusal to give memory lie behind this error? Libraries say so in many ways.
 
     Python raises a MemoryError, torch a RuntimeError or, for a device, a kind of its own, a library that is loaded only
-    now an ImportError or, by ctypes, an OSError without a number, and others wrap these.
+    now an ImportError or, by ctypes, an OSError without a number, and others wrap these. No more processes or threads
+    is counted as no memory. A stream that would block raises a BlockingIOError too, with other words.
     """
     while error is not None and not isinstance(error, MaskmillError):  # ours say themselves what they are
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, BlockingIOError) and error.strerror == os.strerror(errno.EAGAIN):  # of fork
             return True
         if isinstance(error, (RuntimeError, ImportError, OSError, SystemError)) and any(
             word in str(error).lower() for word in NO_MEMORY
