@@ -168,8 +168,10 @@ def _is_prefects(error: Exception) -> bool:
         return False
     if type(error).__module__.startswith(("httpx", "httpcore")):
         return True
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_globals.get("__name__", "").startswith("prefect.client") for frame, _ in frames)
+    # Whoever was called last of these: what a stage raises comes through State.result, which is in prefect.client too.
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    asked = [name for name in names if name.startswith(("prefect.client", "tasks.", "flows."))]
+    return bool(asked) and asked[-1].startswith("prefect.client")
 
 
 def _quiet() -> None:

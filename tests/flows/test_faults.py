@@ -114,3 +114,16 @@ def test_a_limit_and_a_runner_change_nothing_of_what_is_made() -> None:
 
 def test_the_status_is_that_of_timeout() -> None:
     assert StageTimeout.exit_code == 124
+
+
+def test_what_a_stage_raises_is_not_told_as_a_server_that_is_away(tmp_path: Path, prefect_server: str) -> None:
+    """It comes through State.result, a function of Prefect's client, in which a server that is away is noticed too."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the cat sat on the mat")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "store").touch()
+    environment = os.environ | {"MASKMILL_HOME": str(tmp_path / "home"), "PREFECT_API_URL": prefect_server}
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(tmp_path / "texts")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert f"Error: {tmp_path}/home/store/.locks: Not a directory; set MASKMILL_HOME" in done.stderr
