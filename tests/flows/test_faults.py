@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from flows import chain, faults, mlm, recipes
-from tasks import corpus, errors
+from tasks import errors
 
 faults.RETRIES["retry_delay_seconds"] = [0.01]
 kind, seen, minutes = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -36,8 +36,6 @@ def corpus_stage(config, store):
         raise getattr(errors, kind)("it does not work.")
     return SimpleNamespace(key="k"), False
 
-corpus_stage.__module__ = corpus.__name__
-
 class Mill:
     recipe = recipes.load("tiny", overrides=[f"timeouts.corpus={minutes}"])
     store = None
@@ -50,7 +48,7 @@ from prefect import flow
 
 @flow
 def one():
-    mlm.stage(corpus_stage)(Mill(), None)
+    mlm.stage("corpus", corpus_stage)(Mill(), None)
     return "made"
 
 try:
