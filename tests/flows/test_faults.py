@@ -7,11 +7,12 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prefect.states import Failed
 
-from flows import faults, recipes
+from flows import cli, faults, recipes
 from tasks.errors import DataError, DiskFullError, NumericError, StageTimeout, UnreachableError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -114,8 +115,20 @@ def test_the_status_is_that_of_timeout() -> None:
     assert StageTimeout.exit_code == 124
 
 
+@pytest.mark.parametrize(("module", "away"), [("tasks.corpus", False), ("prefect.client.orchestration", True)])
+def test_an_error_is_of_who_was_called_last(module: str, away: bool) -> None:
+    """What a stage raises comes through State.result, which is in Prefect's client as what the client raises is."""
+    names: dict[str, Any] = {"__name__": module}
+    exec("def fail(): raise ValueError('odd')", names)
+    with pytest.raises(ValueError) as first:
+        names["fail"]()
+    with pytest.raises(ValueError) as again:
+        Failed(data=first.value).result()
+    assert cli._is_prefects(again.value) is away
+
+
+@pytest.mark.slow
 def test_what_a_stage_raises_is_not_told_as_a_server_that_is_away(tmp_path: Path, prefect_server: str) -> None:
-    """It comes through State.result, a function of Prefect's client, in which a server that is away is noticed too."""
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("the cat sat on the mat")
     (tmp_path / "home").mkdir()
@@ -124,4 +137,4 @@ def test_what_a_stage_raises_is_not_told_as_a_server_that_is_away(tmp_path: Path
     command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--source", str(tmp_path / "texts")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert f"Error: {tmp_path}/home/store/.locks: Not a directory; set MASKMILL_HOME" in done.stderr
+    assert f"Error: {tmp_path / 'home' / 'store' / '.locks'}: Not a directory; set MASKMILL_HOME" in done.stderr
