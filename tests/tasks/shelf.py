@@ -9,17 +9,6 @@ from tasks.board import attach
 from tasks.results import CHAMPION, MODEL
 from tests.tasks import small_model
 
-CALM = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def calm():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CALM.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield
-
 
 @pytest.fixture(autouse=True)
 def answers(monkeypatch):

@@ -14,11 +14,11 @@ from tasks import codebook, fill_image, patch_network
 from tasks.encoder import Segments
 from tasks.patches import standardised
 from tests.tasks import small_image_model as small
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.served_images import IMAGES, PATCHES, forms
 from tests.tasks.served_images import folders as folders
 from tests.tasks.served_images import model as model
 from tests.tasks.served_images import models as models
-from tests.tasks.test_registry import calm  # noqa: F401  (a fixture)
 
 
 def trained(form, pixels_BHWC, hidden):

@@ -14,11 +14,11 @@ from mlflow.exceptions import MlflowException
 from tasks import fill_image
 from tests.tasks import drawn_images
 from tests.tasks import small_image_model as small
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.served_images import IMAGES
 from tests.tasks.served_images import folders as folders
 from tests.tasks.served_images import model as model
 from tests.tasks.served_images import models as models
-from tests.tasks.test_registry import calm  # noqa: F401  (a fixture)
 
 
 def bomb() -> bytes:

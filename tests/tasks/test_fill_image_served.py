@@ -24,11 +24,11 @@ from tasks.errors import UsageError
 from tasks.registry import RegisterConfig
 from tests.tasks import drawn_images
 from tests.tasks import small_image_model as small
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.served_images import IMAGES, PATCHES, forms
 from tests.tasks.served_images import folders as folders
 from tests.tasks.served_images import model as model
 from tests.tasks.served_images import models as models
-from tests.tasks.test_registry import calm  # noqa: F401  (a fixture)
 
 TASKS = Path(__file__).parents[2] / "tasks"
 

@@ -11,8 +11,8 @@ from tasks.errors import DataError, UsageError
 from tasks.promotion import promote, rollback
 from tasks.results import CHAMPION, MODEL
 from tests.tasks import small_model
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.shelf import answers as answers
-from tests.tasks.shelf import calm as calm
 from tests.tasks.shelf import shelf as shelf
 
 

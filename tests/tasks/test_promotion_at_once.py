@@ -10,9 +10,9 @@ import pytest
 from tasks import board, promotion
 from tasks.board import Board
 from tasks.promotion import promote
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.shelf import Shelf
 from tests.tasks.shelf import answers as answers
-from tests.tasks.shelf import calm as calm
 from tests.tasks.shelf import shelf as shelf
 
 

@@ -16,22 +16,8 @@ from tasks.errors import DataError, DiskError, DiskFullError, MaskmillError, Unr
 from tasks.registry import RegisterConfig, champion, load_model, predict, register, registered
 from tests.faults.gateway import REPLIES, Gateway
 from tests.tasks import small_model
-
-CALM = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "HF_HUB_OFFLINE": "1",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def calm():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CALM.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield
+from tests.tasks.calm_mlflow import CALM
+from tests.tasks.calm_mlflow import calm as calm
 
 
 class House:

@@ -12,10 +12,11 @@ from tasks.artifacts import Built, Identity, Store
 from tasks.errors import InterruptedRun, MaskmillError
 from tasks.outbox import Outbox, heads
 from tests.tasks import small_model
-from tests.tasks.mlflow_home import calm as calm
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.mlflow_home import client as client
 from tests.tasks.mlflow_home import history, killed, left, points, stage_run
 from tests.tasks.mlflow_home import home as home
+from tests.tasks.mlflow_home import prompt as prompt
 from tests.tasks.mlflow_home import tables as tables
 
 

@@ -16,10 +16,11 @@ from flows import ui
 from tasks import lineage, tracking, versions
 from tasks.errors import MaskmillError, UsageError
 from tasks.outbox import heads
-from tests.tasks.mlflow_home import calm as calm
+from tests.tasks.calm_mlflow import calm as calm
 from tests.tasks.mlflow_home import client as client
 from tests.tasks.mlflow_home import history, killed, left, points, stage_run
 from tests.tasks.mlflow_home import home as home
+from tests.tasks.mlflow_home import prompt as prompt
 from tests.tasks.mlflow_home import tables as tables
 
 
