@@ -163,15 +163,18 @@ def _away(error: Exception) -> UnreachableError:
 
 
 def _is_prefects(error: Exception) -> bool:
-    """Did Prefect's client raise it? A gateway's page instead of JSON is a ValueError of anybody's by its type."""
+    """Did Prefect's client raise it? A gateway's page instead of JSON is a ValueError of anybody's by its type, and an
+    error of httpx may be one of a stage, which reaches servers of its own.
+    """
     if isinstance(error, MaskmillError) or is_out_of_memory(error):
         return False
-    if type(error).__module__.startswith(("httpx", "httpcore")):
-        return True
-    # Whoever was called last of these: what a stage raises comes through State.result, which is in prefect.client too.
+    # Whoever was called last of these.
     names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     asked = [name for name in names if name.startswith(("prefect.client", "tasks.", "flows."))]
-    return bool(asked) and asked[-1].startswith("prefect.client")
+    if not asked or not asked[-1].startswith("prefect.client"):
+        return False
+    # What a stage raises comes through State.result, which is in there too; from Ray, without the stage's own frames.
+    return not asked[-1].startswith("prefect.client.schemas") or type(error).__module__.startswith("prefect")
 
 
 def _quiet() -> None:
@@ -342,12 +345,17 @@ def main() -> None:
     """The console script."""
     _stand_in()
     end_without_threads()
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # a batch system says with either that the time is over
+    requests = (signal.SIGTERM, signal.SIGUSR1)  # a batch system says with either that the time is over
+    for number in requests:
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal in LANG=C must not stop a run at its first arrow
             stream.reconfigure(errors="replace")
-    terminal.app(prog_name="maskmill")
+    try:
+        terminal.app(prog_name="maskmill")
+    finally:  # nothing is left to stop, and Python's own end, which has no handlers any more, would die of a signal
+        for number in (*requests, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
+from prefect.exceptions import CrashedRun
 from typer.testing import CliRunner
 
 from flows import cli, ledger, terminal
@@ -175,7 +177,7 @@ def test_the_parameters_of_typer_errors_are_left_to_typer() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_batch_system_s_signals_are_a_ctrl_c_in_every_stage(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     monkeypatch.setattr(terminal, "app", lambda **_: signal.raise_signal(number))
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -183,6 +185,30 @@ def test_a_batch_system_s_signals_are_a_ctrl_c_in_every_stage(number: int, monke
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("when", ["threads", "atexit", "finalization"])
+def test_a_signal_that_comes_when_all_is_done_changes_nothing(number: int, when: str, home: Path) -> None:
+    """Python's own end takes a good part of a second, and its last part has no handlers: there it would be killed."""
+    code = f"""
+import atexit, os, sys, threading
+from flows import cli
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid()):
+        kill(me, {number:d})
+def late():
+    threading.main_thread().join()
+    os.kill(os.getpid(), {number:d})
+match {when!r}:
+    case "threads": threading.Thread(target=late).start()
+    case "atexit": atexit.register(os.kill, os.getpid(), {number:d})
+    case "finalization": cli.late = Late()
+sys.argv = ["maskmill", "runs", "--json"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 @pytest.mark.parametrize(
@@ -230,15 +256,34 @@ def test_a_stdout_that_takes_no_more_has_a_status_of_its_own(stdout: str, status
     assert ("No space left" in done.stderr) is (status == 74) and done.stderr.count("\n") == (status == 74)
 
 
-@pytest.mark.parametrize("where", ["prefect.client.base", "tasks.corpus"])
-def test_what_prefects_client_raises_is_a_server_that_is_away(where: str, tmp_path: Path) -> None:
-    """Also a page of HTML where JSON belongs, which is a ValueError by its type; one of ours stays what it is."""
-    space: dict[str, Any] = {"__name__": where}
-    exec("def ask():\n    raise ValueError('no JSON')", space)
-    with pytest.raises(ValueError) as raised:
-        space["ask"]()
-    if where == "tasks.corpus":
+@pytest.mark.parametrize(
+    ("where", "error", "away"),
+    [
+        (["prefect.client.base"], ValueError, True),  # a page of HTML where JSON belongs
+        (["prefect.client.orchestration"], httpx.ConnectError, True),
+        (["tasks.corpus"], ValueError, False),
+        (["prefect.client.schemas.objects", "tasks.corpus"], ValueError, False),
+        (["tasks.teachers"], httpx.ConnectError, False),  # a server of its own
+        (["prefect.client.schemas.objects"], KeyError, False),  # of a stage in another process
+        (["prefect.client.schemas.objects"], CrashedRun, True),
+        (["tasks.corpus", "prefect.client.base"], MemoryError, False),
+    ],
+)
+def test_a_server_that_is_away_is_told_by_who_was_called_last(
+    where: list[str], error: type[Exception], away: bool, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise error("no JSON")
+
+    ask = fail
+    for name in reversed(where):
+        space: dict[str, Any] = {"__name__": name, "further": ask}
+        exec("def ask():\n    further()", space)
+        ask = space["ask"]
+    with pytest.raises(error) as raised:
+        ask()
+    if not away:
         cli._refuse_silence(raised.value, tmp_path)
         return
-    with pytest.raises(errors.UnreachableError, match=r"The Prefect server is away, .*\(ValueError\)"):
+    with pytest.raises(errors.UnreachableError, match=rf"The Prefect server is away, .*\({error.__name__}\)"):
         cli._refuse_silence(raised.value, tmp_path)
