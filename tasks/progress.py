@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 
 EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -24,9 +25,13 @@ def hush() -> None:
 
 @contextmanager
 def watched(watcher: "Callable[[Bar], None]") -> Iterator[None]:
-    """Calls somebody with the bar now and then, for the time of the block; it must not wait for anything."""
+    """Calls somebody with the bar now and then, for the time of the block; it must not wait for anything.
+
+    In the block's context, whichever thread moves the bar: tokenizers takes its texts from threads of its own.
+    """
     global _watcher
-    _watcher = watcher
+    context = copy_context()
+    _watcher = lambda bar: context.copy().run(watcher, bar)  # noqa: E731  (a copy: two threads may be at it at once)
     try:
         yield
     finally:

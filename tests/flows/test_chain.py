@@ -173,14 +173,22 @@ def test_a_stage_with_a_bar_has_a_picture_of_its_own(
     prefect.let_go.set()
     chain.PATIENCE = 60.0
     monkeypatch.setattr(progress, "LOOK", 0.0)
+    WHOSE.set("the run's")
     with pytest.raises(UsageError), staged.stage("corpus", staged.recipe.corpus):
         with progress.progress("corpus", 8, "MB") as bar:
             bar.advance(2)
             staged._artist.join(60)
             bar.advance(4)
+            staged._artist.join(60)
+            threads = [threading.Thread(target=bar.advance, args=(1,)) for _ in range(2)]  # of a library in Rust
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         raise UsageError("no more")
     assert (prefect.drawn[0][0], prefect.drawn[0][1].partition(", ")[0]) == (25.0, "corpus: 2 of 8 MB")
-    assert prefect.drawn[-1][0] == 75.0 and prefect.drawn[-1][1].endswith("; failed: no more")
+    assert {whose for _, _, whose in prefect.drawn} == {"the run's"}
+    assert prefect.drawn[-1][0] == 100.0 and prefect.drawn[-1][1].endswith("; failed: no more")
 
 
 def test_a_training_that_fails_waits_for_no_prefect_and_its_error_stays(staged: Any, prefect: Prefect) -> None:
