@@ -3,130 +3,37 @@
 import copy
 import json
 import re
-import unicodedata
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
-from flows import summary
-from tasks import excerpts, tokens, tracking
-from tasks.artifacts import Built, Identity, Manifest, Store, Workspace, canonical
+from tasks import excerpts, tokens
+from tasks.artifacts import canonical
 from tasks.errors import DataError
-from tasks.spellings import spellings, token_bytes
-from tasks.token_texts import Texts, of_bytes, visible
+from tasks.spellings import spellings
+from tasks.token_texts import Texts
 from tasks.vocabulary_card import card, markdown, render
 from tasks.vocabulary_remarks import remarks
-from tests.tasks.test_corpus_card import ATTRIBUTES, HOSTILE, MARKS, TAGS, Reader
+from tests.tasks.carded_vocabularies import (
+    PROSE,
+    SPECIAL_IDS,
+    arguments,
+    byte_level,
+    check,
+    make_corpus,
+    saved,
+    unigram,
+    word_piece,
+)
+from tests.tasks.carded_vocabularies import made as made
 
 DATA = Path(__file__).parents[3] / "shared/data/corpus"
-NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-PROSE = (
-    "The cat sat on the mat, and the dog didn't mind it. Does it rain today, or will it do so tomorrow? "
-    "\u00c9tienne na\u00efvely said \u4e2d\u6587 \U0001f600.\n\n"
-)
-WILD = [
-    *HOSTILE,
-    "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
-    "a\u0301 \u0301b",
-    "x" * 10_000,
-    "\u0085\u2028\ue000",
-]
-
-Row = tuple[str, str]
-"""Text and the label of its file."""
-
-
-def make_corpus(folder: Path, *files: list[Row], books: list[str] | None = None, plain: bool = False) -> Manifest:
-    """A corpus written by hand, in these files; plain: text and split, no more."""
-
-    def build(workspace: Workspace) -> Built:
-        for number, rows in enumerate(files):
-            columns: dict[str, Any] = {
-                "text": pa.array([text for text, _ in rows], pa.large_string()),
-                "split": pa.array(["train"] * len(rows), pa.string()),
-            }
-            if not plain:
-                ids = [blake2b(text.encode(), digest_size=16).hexdigest() for text, _ in rows]
-                columns |= {
-                    "id": pa.array(ids, pa.string()),
-                    "source": pa.array([label for _, label in rows], pa.string()),
-                }
-                columns["copies"] = pa.array(np.ones(len(rows), np.int32))
-            pq.write_table(pa.table(columns), workspace.folder / f"documents-{number:05d}.parquet", row_group_size=50)
-        facts = {"books": [{"source": name} for name in books]} if books else {}
-        return Built({"documents_train": sum(map(len, files))}, facts)
-
-    identity = Identity("corpus", 1, {"rows": json.dumps([files, books, plain])}, {})
-    return Store(folder).make(identity, build)[0]
-
-
-def saved(tokenizer: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The files that a card reads, and facts as the stage's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    size = tokenizer.get_vocab_size()
-    np.save(folder / "token_bytes.npy", token_bytes(spellings(tokenizer)))
-    facts = {"model": "bpe", "size": size, "asked": size, "tokens": size, "reserved": 0, "special_ids": SPECIAL_IDS}
-    return folder, facts | {"ordinary": [[5, size]], "lossless": True, "source": "learnt"}
-
-
-def byte_level(texts: list[str], size: int = 400) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=NAMES, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def word_piece(words: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*NAMES, *words]))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=20_000))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
-
-
-def unigram(pieces: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    names = list(dict.fromkeys([*NAMES, *pieces]))
-    scores = [(name, -5.0 if len(name) < 50 else -1.0) for name in names] + [(name, -20.0) for name in fallback]
-    tokenizer = Tokenizer(models.Unigram(scores, unk_id=1, byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Metaspace()])
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, Any]:
-    """A card of three sources, one of them odd."""
-    folder = tmp_path_factory.mktemp("made")
-    rows = [(PROSE * 30 + str(number), "prose/a.txt") for number in range(60)]
-    rows += [(text + str(number), "odd/b.txt") for number in range(5) for text in WILD]
-    corpus = make_corpus(folder, rows, books=["prose", "odd", "nothing"])
-    return card(*_args(byte_level([PROSE * 5]), folder, corpus))
-
-
-def _args(tokenizer: Any, folder: Path, corpus: Manifest) -> tuple[Path, Manifest, dict[str, Any]]:
-    where, facts = saved(tokenizer, folder / "vocabulary")
-    return where, corpus, facts
 
 
 def test_the_numbers_add_up(made):
@@ -194,7 +101,7 @@ def _cached_byte_level() -> Any:
 
 def test_unknown_words_and_characters_are_counted(tmp_path: Path):
     corpus = make_corpus(tmp_path, [("the cat \u4e2d sat, thethe", "a/x")] * 40, plain=True)
-    where, _, facts = _args(word_piece(["the", "cat", "##the", ","]), tmp_path, corpus)
+    where, _, facts = arguments(word_piece(["the", "cat", "##the", ","]), tmp_path, corpus)
     facts["lossless"] = False
     (one,) = card(where, corpus, facts)["sources"]
     assert one["name"] == "corpus" and one["documents"] == 40 and one["words"] == 200
@@ -207,65 +114,13 @@ def test_unknown_words_and_characters_are_counted(tmp_path: Path):
 
 def test_byte_fallback_is_counted_by_characters(tmp_path: Path):
     corpus = make_corpus(tmp_path, [("the \u4e2d ~ the\u00e9", "a/x")], plain=True)
-    made = card(*_args(unigram(["\u2581", "the", "\u2581the"]), tmp_path, corpus))
+    made = card(*arguments(unigram(["\u2581", "the", "\u2581the"]), tmp_path, corpus))
     (one,) = made["sources"]
     assert one["characters"] == 9 and one["characters_broken"] == 3 and one["unknown"] == 0
     assert one["bytes_of_tokens"] == one["bytes"]
     assert [text for _, text, kind in made["samples"][0]["tokens"] if kind == "bytes"] == [
         "\u27e8E4\u27e9", "\u27e8B8\u27e9", "\u27e8AD\u27e9", "~", "\u27e8C3\u27e9", "\u27e8A9\u27e9"
     ]  # fmt: skip
-
-
-def test_tokens_of_any_kind_are_shown_and_nothing_else(tmp_path: Path):
-    pieces = [text.replace(" ", "\u2581") for text in WILD]
-    corpus = make_corpus(tmp_path, [(text, f"{name}/{name}") for text in WILD if len(text) < 100 for name in HOSTILE])
-    made = card(*_args(unigram(pieces), tmp_path, corpus))
-    assert made["ids"]["longest"][0]["bytes"] == 10_000 and len(made["ids"]["longest"][0]["text"]) < 300
-    assert any("10,000 bytes" in remark and len(remark) < 200 for remark in remarks(made))
-    _check(made)
-
-
-def leaves(parsed: Any) -> Any:
-    for token in parsed:
-        yield token
-        yield from leaves(token.children or [])
-
-
-def _check(made: dict[str, Any]) -> None:
-    page = render(made)
-    page.encode()
-    read = Reader(page)
-    assert all(re.fullmatch(f"small|{TAGS.pattern}", tag) for tag in read.tags) and read.attributes <= ATTRIBUTES
-    assert all(0 <= width <= 100 for width in read.widths)
-    assert not re.search(r"<script|url\(|@import|<[^>]*(src|href)=", page)
-    seen = "".join(read.texts)
-    for one in made["samples"]:
-        assert "".join(text for _, text, _ in one["tokens"]) in seen
-    parsed = list(leaves(MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(markdown(made))))
-    assert {token.type for token in parsed if not MARKS.fullmatch(token.type)} == set()
-
-
-TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(WILD))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(TEXTS, min_size=1, max_size=6), TEXTS)
-def test_whatever_tokens_and_names_say_the_page_is_the_same_tags(made, texts, name):
-    other = copy.deepcopy(made)
-    other["sources"][0]["name"] = other["vocabulary"]["model"] = other["settings"]["model.type"] = name
-    told = [{"id": 5, "text": visible(text), "bytes": len(text), "count": 1} for text in texts]
-    other["ids"] |= {"longest": told, "unused_examples": told, "rare_examples": told}
-    other["vocabulary"]["special"] = [{"name": name, "id": 0, "text": text} for text in texts]
-    cut = [[5, visible(text), ""] for text in texts]
-    other["samples"] = [{"source": name, "file": name, "tokens": cut}]
-    _check(other)
-
-
-@given(st.text(max_size=30), st.binary(max_size=30))
-def test_everything_is_visible(text, data):
-    for shown in (visible(text), of_bytes(data)):
-        assert not [one for one in shown if unicodedata.category(one)[0] in "CZ"]
-    assert of_bytes(text.encode(errors="ignore")) == visible(text.encode(errors="ignore").decode())
 
 
 def test_the_same_card_for_any_order_of_files(tmp_path: Path):
@@ -296,30 +151,6 @@ def test_the_sample_is_what_its_hash_picks_and_has_its_size(tmp_path: Path, monk
             assert 0.9 < size / min(9000, 20_000 // len(names)) <= 1 and not one.whole
             true = sum(len(text.encode()) for text in mine)
             assert one.documents == len(mine) and abs(one.bytes / true - 1) < 0.2
-
-
-def test_a_corpus_of_one_document_has_a_card_and_a_long_one_is_cut(tmp_path: Path, monkeypatch):
-    where, facts = saved(byte_level([PROSE]), tmp_path / "vocabulary")
-    small = card(where, make_corpus(tmp_path, [("One.", "a/x")]), facts)
-    assert small["totals"]["whole"] and small["totals"]["bytes"] == 4 and small["totals"]["words"] == 1
-    assert "whole train split" in markdown(small)
-    _check(small)
-    monkeypatch.setattr(excerpts, "SOURCE_BYTES", 50_000)
-    text = PROSE * 2000
-    long = card(where, make_corpus(tmp_path, [(text, "a/x")]), facts)["totals"]
-    assert not long["whole"] and 49_000 < long["bytes"] <= 50_000 and long["train_bytes"] == len(text.encode())
-    wide = card(where, make_corpus(tmp_path, [("\u4e2d" * 30_000, "a/x")]), facts)["totals"]
-    assert wide["bytes"] == 49_998
-
-
-def test_a_corpus_of_nothing_and_one_of_many_sources_have_a_card(tmp_path: Path):
-    where, facts = saved(byte_level([PROSE]), tmp_path / "vocabulary")
-    _check(card(where, make_corpus(tmp_path, [], plain=True), facts))
-    _check(card(where, make_corpus(tmp_path, [("", "a/x"), (" \n ", "a/y")]), facts))
-    many = card(where, make_corpus(tmp_path, [(PROSE * 2, f"source {n}/x") for n in range(300)]), facts)
-    assert len(many["sources"]) == 300 and len(markdown(many)) < 16_000 and "and 280 more" in markdown(many)
-    assert many["totals"]["bytes"] <= excerpts.ALL_BYTES
-    _check(many)
 
 
 def test_sources_are_told_by_their_names_also_with_slashes():
@@ -367,29 +198,6 @@ def test_remarks_say_what_to_look_at(made):
     assert remarks(few)[-1].startswith("Training meets 37\u00a0% of the ids of text less often than 100 times")
 
 
-def test_prefect_and_mlflow_show_it(made, tmp_path: Path):
-    def build(workspace: Any) -> Built:
-        (workspace.folder / "card.json").write_bytes(canonical(made))
-        (workspace.folder / "card.html").write_text(render(made))
-        (workspace.folder / "tokenizer.json").write_text("{}")
-        return Built({}, {"size": 400})
-
-    manifest, _ = Store(tmp_path).make(Identity("vocabulary", 1, {}, {}), build)
-    text = summary.card("vocabulary", manifest, {"state": "made", "seconds": 1.0, "why": "it is not made yet"}, "tiny")
-    assert markdown(made) in text
-
-    class Told:
-        said: list[Any] = []
-
-        def tell(self, *entries: Any) -> None:
-            self.said += entries
-
-    told: Any = Told()
-    tracking.StageRun(told, "vocabulary", {}).record(manifest, False)
-    shown = sorted(Path(entry["path"]).name for entry in told.said if entry["do"] == "file")
-    assert shown == ["card.html", "card.json"]
-
-
 def test_a_real_corpus_has_real_figures(tmp_path: Path):
     if not DATA.is_dir():
         pytest.skip("no shared data beside this checkout")
@@ -401,9 +209,9 @@ def test_a_real_corpus_has_real_figures(tmp_path: Path):
         for part in path.read_text(errors="ignore")[:60_000].split("\n\n")
     ]
     tokenizer = byte_level([text for text, _ in rows], 2048)
-    made = card(*_args(tokenizer, tmp_path, make_corpus(tmp_path, rows)))
+    made = card(*arguments(tokenizer, tmp_path, make_corpus(tmp_path, rows)))
     assert made["totals"]["bytes_of_tokens"] == made["totals"]["bytes"]
     for one in made["sources"]:
         assert 1 < one["tokens"] / one["words"] < 2.5 and 2 < one["bytes"] / one["tokens"] < 5
         assert 0.3 < one["words_of_one_token"] / one["words"] < 0.9
-    _check(made)
+    check(made)
