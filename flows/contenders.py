@@ -15,6 +15,7 @@ from tasks import versions
 from tasks.artifacts import Store, digest_of, load
 from tasks.digests import Memory
 from tasks.errors import DataError, UsageError
+from tasks.folders import expanded
 from tasks.results import BASELINE, CHAMPION, MODEL
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -60,7 +61,7 @@ def find(specs: Sequence[str], home: Path, store: Store) -> list[Contender]:
 
 def _find(spec: str, home: Path, store: Store) -> tuple[str, str, Path]:
     """(label, origin, folder)"""
-    path = Path(spec).expanduser()
+    path = Path(expanded(spec))
     if path.is_dir():
         folder = path if (path / "config.json").is_file() else path / "model"
         if not (folder / "config.json").is_file():

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tasks.errors import UsageError
+from tasks.folders import expanded
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATIENCE = 5.0
@@ -31,7 +32,10 @@ def home() -> Path:
 
     Raises UsageError for a path that the address of MLflow's database, which is an URL, or a manifest cannot hold.
     """
-    path = Path(os.environ.get("MASKMILL_HOME") or CHECKOUT / ".maskmill").expanduser().absolute()
+    given = expanded(os.environ.get("MASKMILL_HOME") or str(CHECKOUT / ".maskmill"))
+    if given.startswith("~"):
+        raise UsageError(f"MASKMILL_HOME is {given}; there is no such user, use another path.")
+    path = Path(given).absolute()
     if wrong := sorted(set("?#%") & set(str(path))):
         raise UsageError(f"MASKMILL_HOME is {path}; a path with {' and '.join(wrong)} is none for MLflow, use another.")
     try:

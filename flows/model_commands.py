@@ -12,6 +12,7 @@ import typer
 from flows import environment, terminal
 from tasks.artifacts import write_atomic
 from tasks.errors import UsageError
+from tasks.folders import expanded
 from tasks.progress import say
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -72,7 +73,7 @@ def predict(
 
 def _is_image(what: str, mask: str, rate: str, out: Path | None) -> bool:
     """A text may end in .png, too; then there is hardly a file of that name."""
-    named = what.lower().endswith(IMAGES) and (os.path.isfile(os.path.expanduser(what)) or not set(" [<") & set(what))
+    named = what.lower().endswith(IMAGES) and (os.path.isfile(expanded(what)) or not set(" [<") & set(what))
     return bool(mask or rate or out or named)
 
 
@@ -83,7 +84,7 @@ def _predict_image(
     from tasks import serving
 
     try:
-        image = {"image": Path(name).expanduser().read_bytes()} | ({"mask": patches(mask)} if mask else {})
+        image = {"image": Path(expanded(name)).read_bytes()} | ({"mask": patches(mask)} if mask else {})
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}; give the path of a PNG or JPEG.") from None
     embedding = params["output"] == "embedding"
@@ -144,7 +145,7 @@ def compare(
     words = ["maskmill", "compare", *models, "--recipe", recipe]
     words += [word for one in source for word in ("--source", one)] + [word for one in set_ for word in ("--set", one)]
     mill = recipes.load(recipe, source, set_)
-    environment.reach_hub(any(not Path(one).expanduser().is_dir() for one in models))
+    environment.reach_hub(any(not Path(expanded(one)).is_dir() for one in models))
     found = compare.compare(models, mill, home, terminal.store(home), shlex.join(words))
     file = (out or compare.place(found, home)).absolute()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from flows.recipe_words import SOURCES, Path_, expected, no_values, shown, unkno
 from tasks import modalities
 from tasks.errors import HIDDEN, MaskmillError, UsageError, without_queries, without_secrets
 from tasks.evaluate_config import FILES, SETS
+from tasks.folders import expanded
 from tasks.sizes import DIMENSIONS
 
 FOLDER = CHECKOUT / "deployments" / "recipes"
@@ -36,7 +37,7 @@ def names() -> list[str]:
 
 def find(name_or_path: str) -> Path:
     """The file of a recipe: a name in deployments/recipes/, or a path. Raises UsageError naming what exists."""
-    bundled, given = FOLDER / f"{name_or_path}.yaml", Path(name_or_path).expanduser()
+    bundled, given = FOLDER / f"{name_or_path}.yaml", Path(expanded(name_or_path))
     if "/" not in name_or_path and os.path.isfile(bundled):  # of a name that is too long, too
         return bundled
     if os.path.isfile(given):
@@ -162,7 +163,7 @@ def _in_folder(files: Any, folder: Path) -> Any:
         return {label: _in_folder(file, folder) for label, file in files.items()}
     if isinstance(files, list):
         return [_in_folder(file, folder) for file in files]
-    return os.path.abspath(folder / Path(files).expanduser()) if isinstance(files, str) and files else files
+    return os.path.abspath(folder / expanded(files)) if isinstance(files, str) and files else files
 
 
 def _size_alone(data: dict[str, Any], given: Mapping[Path_, str]) -> None:
@@ -183,7 +184,7 @@ def _anchored(uri: str, folder: Path) -> str:
         return uri
     elif scheme == "hf":  # a folder where there is one, else a name on the hub
         return f"hf:{os.path.abspath(folder / rest)}" if os.path.exists(folder / rest) else uri
-    return os.path.abspath(folder / Path(uri).expanduser())
+    return os.path.abspath(folder / expanded(uri))
 
 
 def _parse(override: str) -> tuple[Path_, Any]:

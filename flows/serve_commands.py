@@ -10,6 +10,7 @@ import typer
 
 from flows import environment, terminal
 from tasks.errors import UsageError
+from tasks.folders import expanded
 from tasks.progress import say
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def serve(
 def read_token(file: Path | None) -> str | None:
     """The token, from the file or the environment; None where there is neither."""
     try:
-        token = file.expanduser().read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN)
+        token = Path(expanded(str(file))).read_text(encoding="utf-8").strip() if file else os.environ.get(TOKEN)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no text"
         raise UsageError(f"--token-file {file}: {why}; give a file with the token.") from None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifacts import digest_of, file_digest
 from .errors import DataError, UsageError, is_panic
+from .folders import expanded
 from .hub import words
 from .manifests import json_of
 from .progress import say
@@ -77,7 +78,7 @@ class Adopted:
 
 def find(address: str) -> Found:
     """The files of a tokenizer. Raises UsageError where there is none, UnreachableError where the hub is away."""
-    path = Path(address.removeprefix("hf:")).expanduser()
+    path = Path(expanded(address.removeprefix("hf:")))
     if address.startswith("hf:") and not path.exists():
         return _of_hub(address)
     if path.is_dir():

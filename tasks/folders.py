@@ -8,6 +8,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from glob import has_magic
@@ -38,9 +39,16 @@ class Found:
     """Why -> how many were passed over."""
 
 
+def expanded(path: str) -> str:
+    """A path with ~ and ~user as the shell has them; as it is where there is no such user, or can be none."""
+    with suppress(ValueError):  # a name with a NUL
+        return os.path.expanduser(path)
+    return path
+
+
 def find(uri: str) -> Found:
     """Raises UsageError where there is nothing, or neither a file nor a folder."""
-    path = Path(os.path.expanduser(uri))
+    path = Path(expanded(uri))
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:

@@ -173,7 +173,7 @@ def _default_name(uri: str) -> str:
         parts = [part for part in remotes.without_secrets(uri).partition("://")[2].split("/") if part]
         plain = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
         return _printable(parts[:plain][-1] if plain else uri.partition("://")[0])
-    path = Path(os.path.expanduser(remotes.local(uri)))
+    path = Path(folders.expanded(remotes.local(uri)))
     return _printable((path if os.path.exists(path) else folders.static_part(path)).resolve().name or "root")
 
 

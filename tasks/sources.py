@@ -188,7 +188,7 @@ def _default_name(uri: str) -> str:
         return parts[:plain][-1] if plain else scheme
     if scheme == "hf":
         return Path(rest.partition("@")[0]).name.partition(":")[0]
-    path_ = Path(os.path.expanduser(remotes.local(uri)))
+    path_ = Path(folders.expanded(remotes.local(uri)))
     return (path_ if os.path.exists(path_) else folders.static_part(path_)).resolve().name or "root"
 
 
@@ -251,7 +251,7 @@ def _say_once(line: str) -> None:
 def _local_files(source: Source, memory: Memory) -> Surveyed:
     uri = remotes.local(source.uri)
     found = folders.find(uri)
-    if not source.format and hub.is_saved(os.path.expanduser(uri)):
+    if not source.format and hub.is_saved(folders.expanded(uri)):
         raise UsageError(f"The source {source.uri} is a save_to_disk folder of datasets; write hf:{uri}.")
     single = found.files == [found.root]
     kinds = _chosen(source, [path.name for path in found.files], single, found.passed)

@@ -115,6 +115,7 @@ def test_the_recipes_remote_comes_before_that_of_the_machine(variables: dict[str
         ("/a%20b#c", "a path with # and %"),
         ("/h\udcc3", "PYTHONUTF8=1"),
         ("/" + "x" * 480, "a path of 481 bytes"),
+        ("~nobody-of-that-name/x", "no such user"),
     ],
 )
 def test_a_home_that_no_address_can_hold_is_refused(variables: dict[str, str], home: str, words: str) -> None:

@@ -16,6 +16,12 @@ from tests.tasks.made_files import put
 NAMES = st.sampled_from(["a", "b", "ab.txt", "a.md", "c.txt"])
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "~\0/x", "~", "", "a/~", "~root"])
+def test_a_user_that_is_none_is_part_of_a_name(path: str) -> None:
+    known = {"~": os.path.expanduser("~"), "~root": os.path.expanduser("~root")}
+    assert folders.expanded(path) == known.get(path, path)
+
+
 def names(found: folders.Found) -> list[str]:
     return [path.relative_to(found.root).as_posix() for path in found.files]
 
