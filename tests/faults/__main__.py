@@ -22,7 +22,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="maskmill-faults-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        stand.here(folder)
+        stand.at(folder)
         seconds = None if given.minutes is None else 60 * given.minutes * campaign.SHARE
         trials = campaign.chosen(campaign.planned(given.modules), seconds, given.seed, given.only)
         if given.list:

@@ -12,6 +12,7 @@ of an undisturbed run, without making a finished unit twice, and leave no tempor
 import errno
 import re
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,11 @@ REAL_EVERY = 25
 """pretrain: each so manieth trial starts the training process as it is, imports and all."""
 
 
-def trials() -> list[Trial]:
+def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES) -> list[Trial]:
     """All of them. Needs a stand in this thread, which counts the calls."""
     found = []
-    for stage, operations in stand.here().calls.items():
+    for stage in stages:
+        operations = stand.here(of).calls[stage]
         for family, shot, fits, nth in (*SHOTS, *([ALONE] if stage == "pretrain" else [])):
             every = nth * (REGISTER_EVERY if stage == "register" else 1)
             places = [at for at, operation in enumerate(operations, 1) if operation in fits]
@@ -62,14 +64,16 @@ def trials() -> list[Trial]:
                     continue
                 order = Order(shot.action, at, shot.error, shot.persistent)
                 real = stage == "pretrain" and number % REAL_EVERY == 0
-                run = partial(_run, stage=stage, order=order, real=real)
+                run = partial(_run, stage=stage, order=order, real=real, of=of)
                 cost = COST[stage] + (8 if real else 0)
-                found.append(Trial(family, stage, f"{order}{', real' if real else ''}", cost, run))
+                found.append(Trial(family, mill.place(stage, of), f"{order}{', real' if real else ''}", cost, run))
     return found
 
 
-def _run(_: Path, stage: str, order: Order, real: bool = False, mutant: str | None = None) -> Outcome:
-    there = stand.here()
+def _run(
+    _: Path, stage: str, order: Order, real: bool = False, mutant: str | None = None, of: str = "texts"
+) -> Outcome:
+    there = stand.here(of)
     there.before(stage)
     started = time.time()
     first = there.run(stage, order, real=real, mutant=mutant)

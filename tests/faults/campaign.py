@@ -25,7 +25,7 @@ from tests.faults import stand
 from tests.faults.trial import Failed, Trial
 
 MODULES = (
-    *("calls", "power", "damage"),  # of single stages, a second each
+    *("calls", "power", "damage", "images"),  # of single stages, a second each
     *("signals", "ranks", "twice", "numbers", "surroundings", "hostile", "away"),  # of whole runs
 )
 """The families of trials."""
@@ -143,7 +143,7 @@ def run(
     tell: Callable[[str], None] = lambda line: None,
     log: Path | None = None,
 ) -> Report:
-    """Runs trials, each in a fresh folder. Each thread has a stand of its own.
+    """Runs trials, each in a fresh folder. Each thread has stands of its own.
 
     log: gets a line for each trial as it ends. A trial that passed there is counted and not run again.
     """
@@ -157,7 +157,7 @@ def run(
         outcome, failed, began = None, None, time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"trial-{number}-", dir=folder, ignore_cleanup_errors=True) as place:
             try:
-                stand.here(folder)
+                stand.at(folder)
                 outcome = trial.run(Path(place))
             except Failed as error:
                 failed = error
@@ -179,7 +179,7 @@ def run(
                 tell(f"{done:,} of {len(trials):,} after {(told[-1] - started) / 60:.1f} min")
 
     left = [(number, trial) for number, trial in enumerate(trials) if trial.name not in before]
-    if workers == 1:  # in this thread, which has a stand
+    if workers == 1:  # in this thread, which may have a stand
         for numbered in left:
             one(numbered)
     else:

@@ -10,7 +10,7 @@ reads is found by `maskmill verify`, and made again after it. Nothing damaged is
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,21 +60,25 @@ KINDS: dict[str, Damage] = {one.__name__: one for one in (flip, cut, zeros, othe
 WEIGHTS = (8, 3, 3, 2, 2, 1, 3)
 
 
-def trials() -> list[Trial]:
+PLACES = [f"finished {stage}" for stage in (*mill.STAGES, "packs", "mlflow", "database")]
+PLACES += [f"unfinished {stage}" for stage in mill.STAGES[:5]]
+
+
+def trials(of: str = "texts", places: Sequence[str] = PLACES) -> list[Trial]:
     """TIMES at each place."""
     found = []
-    places = [f"finished {stage}" for stage in (*mill.STAGES, "packs", "mlflow", "database")]
-    places += [f"unfinished {stage}" for stage in mill.STAGES[:5]]
     for place in places:
         for seed in range(TIMES):
-            run = partial(_run, place=place, seed=seed)
-            found.append(Trial("F9", place, f"seed {seed}", 6.0 if place.startswith("finished") else 4.0, run))
+            run = partial(_run, place=place, seed=seed, of=of)
+            found.append(
+                Trial("F9", mill.place(place, of), f"seed {seed}", 6.0 if place.startswith("finished") else 4.0, run)
+            )
     return found
 
 
-def _run(_: Path, place: str, seed: int, mutant: str | None = None) -> Outcome:
+def _run(_: Path, place: str, seed: int, mutant: str | None = None, of: str = "texts") -> Outcome:
     state, what = place.split()
-    chance, there = random.Random(f"{place} {seed}"), stand.here()
+    chance, there = random.Random(f"{place} {seed}"), stand.here(of)
     if state == "unfinished":
         return _unfinished(there, what, chance, mutant)
     there.finished()

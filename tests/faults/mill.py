@@ -14,10 +14,24 @@ from typing import Any
 from flows import environment, recipes
 from tasks import artifacts
 from tasks.artifacts import Manifest, Store
+from tests.tasks.bar_images import bars
+from tests.tasks.made_images import encoded, idx, tar
 
 STAGES = ("corpus", "vocabulary", "shards", "pretrain", "evaluate", "register")
-SETTINGS = ("corpus.workers=1", "pretrain.steps=12", "pretrain.checkpoint_every=4", "pretrain.validation_every=6")
-"""Different from the recipe's: what a sweep over every system call costs."""
+TRAINING = ("corpus.workers=1", "pretrain.steps=12", "pretrain.checkpoint_every=4", "pretrain.validation_every=6")
+RECIPES = {
+    "texts": ("tiny", TRAINING),
+    "images": (
+        "images",
+        (
+            *TRAINING, "vocabulary.size=32", "shards.length=24", "shards.draws=2", "pretrain.layers=1",
+            "pretrain.width=16", "pretrain.heads=2", "pretrain.intermediate=32", "pretrain.batch_tokens=480",
+            "pretrain.tokens=1000", "pretrain.threads=1", "evaluate.threads=1", "evaluate.rates=[]",
+            "evaluate.pictures=3", "evaluate.probe={seeds: 3, neighbours: 5}", "register.name=tiny",
+        ),
+    ),
+}  # fmt: skip
+"""Modality -> recipe, and what is different from it: what a sweep over every system call costs."""
 LITTER = re.compile(r"\.tmp$|\.partial$|\.old|\.fetch$|\.quarantined$")
 
 
@@ -38,6 +52,26 @@ def texts(folder: Path) -> Path:
     return folder
 
 
+def images(folder: Path) -> Path:
+    """A small corpus of drawn images of two labels: a folder of 80 files, a tar of 20 and an IDX file of 20, and a file
+    that is none."""
+    folder.mkdir(parents=True)
+    pictures, labels = bars(120)
+    for number, (picture, label) in enumerate(zip(pictures[:80], labels)):
+        (folder / label).mkdir(exist_ok=True)
+        (folder / label / f"{number:03}.png").write_bytes(encoded(picture))
+    (folder / labels[0] / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more than this")
+    packed = {f"{labels[80 + at]}/{at}.png": encoded(picture) for at, picture in enumerate(pictures[80:100])}
+    (folder / "packed.tar").write_bytes(tar(packed))
+    (folder / "more-images-idx3-ubyte").write_bytes(idx(pictures[100:, :, :, 0]))
+    return folder
+
+
+def place(name: str, of: str) -> str:
+    """A stage, or what is stored of it, as a trial is named."""
+    return name if of == "texts" else f"{name} of {of}"
+
+
 def settle(home: Path) -> None:
     """The variables of a run in that home."""
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "PREFECT_", "MASKMILL_"))]:
@@ -48,11 +82,15 @@ def settle(home: Path) -> None:
 
 
 def run(home: Path, source: Path, until: str = "register", wait: float = 600.0) -> dict[str, Manifest]:
-    """The stages up to one; what is finished is reused. Manifests by stage."""
+    """The stages up to one; what is finished is reused. Manifests by stage.
+
+    source      its name is the modality
+    """
     from tasks import evaluate, modalities, pretrain, registry, shards
 
     settle(home)
-    recipe = recipes.load("tiny", [str(source)], list(SETTINGS))
+    name, settings = RECIPES[source.name]
+    recipe = recipes.load(name, [str(source)], list(settings))
     store = Store(environment.store_root(home), wait)
     made: dict[str, Manifest] = {}
 

@@ -18,7 +18,7 @@ The idea is that of ALICE (Pillai et al., OSDI 2014) and CrashMonkey (Mohan et a
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -180,21 +180,23 @@ def recorded(there: Stand, stage: str, mutant: str | None = None) -> list[Call]:
     return list(injector.calls(done.order))
 
 
-def trials() -> list[Trial]:
+def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES) -> list[Trial]:
     """A trial for each state that differs from those before it."""
-    found, there = [], stand.here()
-    for stage in mill.STAGES:
+    found, there = [], stand.here(of)
+    for stage in stages:
         calls = there.recorded.setdefault(stage, recorded(there, stage))
         every = REGISTER_EVERY if stage == "register" else 1
         for at in (*range(1, len(calls), every), len(calls)):
             for kind in KINDS if at % 3 == 0 or at == len(calls) else KINDS[:2]:
-                run = partial(_run, stage=stage, at=at, kind=kind)
-                found.append(Trial("F15", stage, f"power off after call {at}, {kind}", COST[stage] * 0.8, run))
+                run = partial(_run, stage=stage, at=at, kind=kind, of=of)
+                found.append(
+                    Trial("F15", mill.place(stage, of), f"power off after call {at}, {kind}", COST[stage] * 0.8, run)
+                )
     return found
 
 
-def _run(_: Path, stage: str, at: int, kind: str, mutant: str | None = None) -> Outcome:
-    there = stand.here()
+def _run(_: Path, stage: str, at: int, kind: str, mutant: str | None = None, of: str = "texts") -> Outcome:
+    there = stand.here(of)
     recording = f"{stage}, {mutant}"
     if recording not in there.recorded:
         there.recorded[recording] = recorded(there, stage, mutant)

@@ -40,13 +40,13 @@ class Done:
 
 
 class Stand:
-    """A zygote and its folder."""
+    """A zygote and its folder. of: the modality, "texts" or "images"."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, of: str) -> None:
         self.folder, self.home = folder, folder / "home"
         folder.mkdir(parents=True)
-        self.source = mill.texts(folder / "texts")
-        words = [sys.executable, "-m", "tests.faults.zygote"]
+        self.source = (mill.images if of == "images" else mill.texts)(folder / of)
+        words = [sys.executable, "-m", "tests.faults.zygote", of]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
         kept |= {"LD_PRELOAD": str(injector.compiled(folder)), "OMP_NUM_THREADS": "1", "FAULTS_CONTROL": ""}
         kept |= {"MASKMILL_HOME": str(self.home), "TMPDIR": str(folder)}
@@ -147,17 +147,23 @@ class Stand:
         return found
 
 
-def leave() -> None:
-    """This thread's stand is closed; the next one is another."""
-    del _threads.stand
+def at(folder: Path) -> None:
+    """Below which this thread's stands are made when they are asked for."""
+    _threads.folder, _threads.stands = folder, getattr(_threads, "stands", {})
 
 
-def here(folder: Path | None = None) -> Stand:
-    """This thread's stand; folder: below which it is made when it is not there yet."""
-    number = 0
-    while not hasattr(_threads, "stand"):
-        assert folder
+def here(of: str = "texts") -> Stand:
+    """This thread's stand of a modality."""
+    number, stands = 0, _threads.stands
+    while of not in stands:
         with suppress(FileExistsError):  # another thread's
-            _threads.stand = Stand(folder / f"stand-{number}")
+            stands[of] = Stand(_threads.folder / f"stand-{of}-{number}", of)
         number += 1
-    return _threads.stand
+    return stands[of]
+
+
+def leave() -> None:
+    """This thread's stands are closed; the next ones are others."""
+    for one in _threads.stands.values():
+        one.close()
+    del _threads.stands

