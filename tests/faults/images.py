@@ -7,5 +7,13 @@ STAGES = ("corpus", "vocabulary", "shards", "evaluate")
 PLACES = [f"{state} {stage}" for state in ("finished", "unfinished") for stage in STAGES]
 
 
+EVERY = 4
+"""Kills aside, each so manieth: they write by the functions of the stages of texts, all of whose calls are tried."""
+
+
 def trials() -> list[Trial]:
-    return [*calls.trials("images", STAGES), *power.trials("images", STAGES), *damage.trials("images", PLACES)]
+    return [
+        *calls.trials("images", STAGES, EVERY),
+        *power.trials("images", STAGES, EVERY),
+        *damage.trials("images", PLACES),
+    ]

@@ -180,12 +180,12 @@ def recorded(there: Stand, stage: str, mutant: str | None = None) -> list[Call]:
     return list(injector.calls(done.order))
 
 
-def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES) -> list[Trial]:
-    """A trial for each state that differs from those before it."""
+def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES, each: int = 1) -> list[Trial]:
+    """A trial for each state that differs from those before it; each: after each so manieth call."""
     found, there = [], stand.here(of)
     for stage in stages:
         calls = there.recorded.setdefault(stage, recorded(there, stage))
-        every = REGISTER_EVERY if stage == "register" else 1
+        every = REGISTER_EVERY if stage == "register" else each
         for at in (*range(1, len(calls), every), len(calls)):
             for kind in KINDS if at % 3 == 0 or at == len(calls) else KINDS[:2]:
                 run = partial(_run, stage=stage, at=at, kind=kind, of=of)
