@@ -190,7 +190,7 @@ class Board:
         self.record(before, comes, now, PERSON, why)
         self._tag(before, gate=WON)
         earlier = self.version(before).tags.get("replaced", "")
-        if earlier.isdecimal() and int(earlier) in self._numbers():
+        if earlier in map(str, self._numbers()):
             self.client.set_registered_model_alias(self.name, PREVIOUS, earlier)
         else:
             self.client.delete_registered_model_alias(self.name, PREVIOUS)

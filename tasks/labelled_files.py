@@ -157,7 +157,7 @@ def _cells(path: Path, text: str, form: str, columns: Columns) -> Iterator[Row]:
     found = list(_csv(path, text) if form == "csv" else _tsv(text))
     if not found:
         return
-    by_number = all(column.isdecimal() for column in columns.asked)
+    by_number = all(column.isdecimal() and len(column) < 10 for column in columns.asked)
     if by_number:
         width = Counter(len(cells) for _, cells in found).most_common(1)[0][0]
         places = [int(column) - 1 for column in columns.asked]

@@ -283,4 +283,4 @@ class PretrainConfig:
 def fork_parts(fork: str) -> tuple[str, int]:
     """("1f2e", 700) of "1f2e@700": which artifact, and after how many steps; 0 for its last stable checkpoint."""
     name, at, step = fork.rpartition("@")
-    return (name, int(step)) if at and step.isdecimal() else (fork, 0)
+    return (name, int(step)) if at and step.isdecimal() and len(step) < 19 else (fork, 0)

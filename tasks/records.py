@@ -105,7 +105,7 @@ def lookup(value: Any, key: str) -> Any:
         head, _, rest = key.partition(".")
         return lookup(value[head], rest) if rest and head in value else _ABSENT
     head, _, rest = key.partition(".")
-    if isinstance(value, list) and head.isdecimal() and int(head) < len(value):
+    if isinstance(value, list) and head.isdecimal() and len(head) < 10 and int(head) < len(value):
         return lookup(value[int(head)], rest) if rest else value[int(head)]
     return _ABSENT
 

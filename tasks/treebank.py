@@ -159,7 +159,7 @@ def _sentence(block: Sequence[tuple[int, str]], counts: Counter[str]) -> Sentenc
         space = "" if "SpaceAfter=No" in misc.split("|") else " "
         first, dash, last = name.partition("-")
         expected = len(words) + len(pending) + 1
-        if first != str(expected) or (dash and (range_end or not last.isdecimal() or int(last) <= expected)):
+        if first != str(expected) or (dash and (range_end or _number(last) <= expected)):
             raise _BadSentence(number, "malformed")
         if dash:
             range_end, range_start, text = int(last), len(text), text + form + space
@@ -178,6 +178,11 @@ def _sentence(block: Sequence[tuple[int, str]], counts: Counter[str]) -> Sentenc
         raise _BadSentence(block[-1][0], "malformed")
     counts["empty_nodes"] += empty
     return Sentence(text.rstrip(), tuple(words))
+
+
+def _number(name: str) -> int:
+    """0 for what numbers no word. Python itself refuses to read thousands of digits."""
+    return int(name) if name.isdecimal() and len(name) < 10 else 0
 
 
 def _placed(pending: Sequence[tuple[str, str]], text: str, start: int) -> list[Word]:

@@ -96,6 +96,7 @@ def test_ranges_empty_nodes_and_spaces_are_understood(tmp_path):
         ([row(1, "a"), row(3, "b")], "malformed"),
         ([row("1-2", "ab", "_"), row(1, "a")], "malformed"),
         ([row("2-1", "ab", "_")], "malformed"),
+        ([row("1-" + "9" * 5000, "ab", "_"), row(1, "a")], "malformed"),
         ([row("x", "a")], "malformed"),
         ([row(1, "a", "_")], "no_tag"),
         ([row(1, " ")], "empty_form"),
