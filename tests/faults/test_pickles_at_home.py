@@ -1,6 +1,5 @@
 """No pickle is loaded from a home: MLflow's store, Prefect's folder, databases, what runs left (test_pickles.py)."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +65,7 @@ def test_in_prefects_home_and_in_place_of_databases(tmp_path: Path) -> None:
     for name in [*refused, "prefect/memo_store.toml", "prefect/storage/result", "runs/1.json", "outbox/1.jsonl"]:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(data)
-        variables = os.environ | {"MASKMILL_HOME": str(home)}
+        variables = outage.clean({"MASKMILL_HOME": str(home)})
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
         assert not canary.exists(), name
         assert done.returncode == refused.get(name, 0), (name, done.stderr)
