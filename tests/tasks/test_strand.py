@@ -21,6 +21,7 @@ from tasks.stock import load_stock
 from tasks.strand import Strand
 from tasks.training import Training
 from tests.tasks import bar_images, handmade
+from tests.tasks.here_training import _one_thread as _one_thread
 
 MIXED = replace(
     bar_images.TRAINING,
@@ -30,14 +31,6 @@ MIXED = replace(
     beside=BesideConfig(batch_tokens=240),
     micro_tokens=0,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
