@@ -19,7 +19,7 @@ from flows import recipes, ui
 from tasks import tracking
 from tasks.errors import UsageError, without_secrets
 from tests import servers
-from tests.faults import stand
+from tests.faults import outage
 
 CANARIES = {
     name: f"canary{number:02d}xq{7919 * (number + 3):06x}"
@@ -206,7 +206,7 @@ def test_a_webhook_is_told_to_nobody_but_the_server(tmp_path: Path, whole_api: s
 
 @pytest.fixture
 def whole_api(tmp_path: Path) -> Iterator[str]:
-    server = stand.prefect(tmp_path, ui.free_port(0))
+    server = outage.prefect(tmp_path, ui.free_port(0))
     yield f"{server.address}/api"
     server.stop()
 
