@@ -58,10 +58,10 @@ def train(job: dict[str, Any], lock_fd: int, look: Callable[[], None]) -> dict[s
     if job["config"]["nodes"] != "1":
         where = scratch / JOB
         say(f"pretrain: this is the first of {job['config']['nodes']} machines; on the others: maskmill join {where}")
-    return _watch(scratch / JOB, job["config"], (lock_fd,), look)
+    return outcome(scratch, _watch(scratch / JOB, job["config"], (lock_fd,), look))
 
 
-def join(job: Path) -> dict[str, Any]:
+def join(job: Path) -> None:
     """The ranks of this machine, in a training that another one started; to its end.
 
     Raises UsageError where there is no such job, and what the outcome stands for.
@@ -72,10 +72,12 @@ def join(job: Path) -> dict[str, Any]:
         raise UsageError(
             f"{job} is not the job of a training ({error}); give the path that the first machine printed."
         ) from None
-    return _watch(job, config, (), lambda: None)
+    if returned := _watch(job, config, (), lambda: None):  # else the first machine may have published it already
+        outcome(job.parent, returned)
 
 
-def _watch(job: Path, config: Mapping[str, Any], keep: Sequence[int], look: Callable[[], None]) -> dict[str, Any]:
+def _watch(job: Path, config: Mapping[str, Any], keep: Sequence[int], look: Callable[[], None]) -> int:
+    """Exit status of the training process, which is started here."""
     scratch = job.parent
     # A process group of its own: the terminal's Ctrl-C then reaches it once, through us, and not twice.
     process = subprocess.Popen(
@@ -94,7 +96,7 @@ def _watch(job: Path, config: Mapping[str, Any], keep: Sequence[int], look: Call
     finally:
         _stop(process, scratch)
     look()
-    return outcome(scratch, process.returncode)
+    return process.returncode
 
 
 def command(job: Path, config: Mapping[str, Any]) -> list[str]:

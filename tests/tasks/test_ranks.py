@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tasks import choices, launch
 from tasks.artifacts import Store
 from tasks.batches import training_batch
-from tasks.errors import DataError, DiskFullError, InterruptedRun, MaskmillError, MemoryExhausted
+from tasks.errors import DataError, DiskError, InterruptedRun, MaskmillError, MemoryExhausted
 from tasks.pretrain import pretrain
 from tasks.ranks import Ranks
 from tests.tasks import handmade, several_ranks
@@ -209,7 +209,7 @@ def test_a_full_disk_of_the_first_rank_ends_all(tmp_path):
     def limit():
         ranks_of()[0].rlimit(psutil.RLIMIT_FSIZE, (1000, 1000))
 
-    with pytest.raises(DiskFullError, match="no space left"):
+    with pytest.raises(DiskError, match="No space left"):
         pretrain(TWO, vocabulary, shards, store, at_step(2, limit))
 
 
