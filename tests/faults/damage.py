@@ -162,6 +162,9 @@ def _unfinished(there: Stand, stage: str, chance: random.Random, mutant: str | N
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     if not files:
         files = [path for path in (there.home / "store" / stage).rglob("*") if path.is_file()]
+    if not files:
+        _compare(there, there.run(stage, mutant=mutant), f"killed at call {at}")
+        return Outcome("recovered", note="it was killed before its first file")
     path, kind = _damage(chance.choice(sorted(files)), chance)
     said = f"killed at call {at}, then {kind} of {path.relative_to(there.home)}"
     second = there.run(stage, mutant=mutant)
