@@ -129,7 +129,7 @@ def pretrain(
     Raises:
         UsageError: the shards were made with another vocabulary, or the settings do not fit them or the fork.
         InterruptedRun: stopped by a signal; the same call goes on.
-        NumericError, MemoryExhausted, DiskFullError, DataError: as they say.
+        NumericError, MemoryExhausted, DiskError, DataError: as they say.
     """
     check(config, vocabulary, shards, shorter, fork)
     if beside:

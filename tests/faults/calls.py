@@ -51,16 +51,16 @@ REAL_EVERY = 25
 """pretrain: each so manieth trial starts the training process as it is, imports and all."""
 
 
-def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES, others: int = 1) -> list[Trial]:
+def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES, each: int = 1) -> list[Trial]:
     """All of them. Needs a stand in this thread, which counts the calls.
 
-    others      of all but the kills, each so manieth
+    each        of all but the kills, each so manieth
     """
     found = []
     for stage in stages:
         operations = stand.here(of).calls[stage]
         for family, shot, fits, nth in (*SHOTS, *([ALONE] if stage == "pretrain" else [])):
-            every = nth * (REGISTER_EVERY if stage == "register" else 1) * (1 if family == "F1" else others)
+            every = nth * (REGISTER_EVERY if stage == "register" else 1) * (1 if family == "F1" else each)
             places = [at for at, operation in enumerate(operations, 1) if operation in fits]
             for number, at in enumerate(places):
                 if number % every:

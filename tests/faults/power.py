@@ -173,19 +173,22 @@ def write(found: dict[str, bytes | None], home: Path) -> None:
 
 
 def recorded(there: Stand, stage: str, mutant: str | None = None) -> list[Call]:
-    """The calls of a stage with their data."""
-    there.before(stage)
-    done = there.run(stage, Order(log=2), mutant=mutant)
-    assert done.status == 0 and done.order, done.said
-    return list(injector.calls(done.order))
+    """The calls of a stage with their data; recorded once."""
+    recording = f"{stage}, {mutant}"
+    if recording not in there.recorded:
+        there.before(stage)
+        done = there.run(stage, Order(log=2), mutant=mutant)
+        assert done.status == 0 and done.order, done.said
+        there.recorded[recording] = list(injector.calls(done.order))
+    return there.recorded[recording]
 
 
 def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES, each: int = 1) -> list[Trial]:
     """A trial for each state that differs from those before it; each: after each so manieth call."""
     found, there = [], stand.here(of)
     for stage in stages:
-        calls = there.recorded.setdefault(stage, recorded(there, stage))
-        every = REGISTER_EVERY if stage == "register" else each
+        calls = recorded(there, stage)
+        every = each * (REGISTER_EVERY if stage == "register" else 1)
         for at in (*range(1, len(calls), every), len(calls)):
             for kind in KINDS if at % 3 == 0 or at == len(calls) else KINDS[:2]:
                 run = partial(_run, stage=stage, at=at, kind=kind, of=of)
@@ -197,10 +200,7 @@ def trials(of: str = "texts", stages: Sequence[str] = mill.STAGES, each: int = 1
 
 def _run(_: Path, stage: str, at: int, kind: str, mutant: str | None = None, of: str = "texts") -> Outcome:
     there = stand.here(of)
-    recording = f"{stage}, {mutant}"
-    if recording not in there.recorded:
-        there.recorded[recording] = recorded(there, stage, mutant)
-    calls = there.recorded[recording]
+    calls = recorded(there, stage, mutant)
     at = len(calls) if at >= len(calls) else at
     there.before(stage)
     found = state(there.home, str(there.home), calls[:at], kind, seed=at)

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from tasks.artifacts import Built, Identity, Manifest, Store, Workspace
 from tasks.spellings import spellings, token_bytes
 from tasks.vocabulary_card import card, markdown, render
+from tests.tasks import other_tokenizers
 from tests.tasks.test_corpus_card import ATTRIBUTES, HOSTILE, MARKS, TAGS, Reader
 
 NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -70,15 +71,7 @@ def saved(tokenizer: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def byte_level(texts: list[str], size: int = 400) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=NAMES, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return other_tokenizers.byte_level(NAMES, size=size, texts=texts)
 
 
 def word_piece(words: list[str]) -> Any:

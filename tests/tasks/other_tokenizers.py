@@ -1,7 +1,7 @@
 """Tokenizers in the layouts of well-known models, trained in a moment. For several test modules."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -47,13 +47,17 @@ def bert() -> Tokenizer:
     return tokenizer
 
 
-def byte_level(names: list[AddedToken], add_prefix_space: bool = False, size: int = 700) -> Tokenizer:
+def byte_level(
+    names: Sequence[AddedToken | str], add_prefix_space: bool = False, size: int = 700, texts: Iterable[str] = TEXTS
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=names, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(names), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
