@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifacts import digest_of, file_digest
-from .errors import DataError, UsageError, is_panic
+from .errors import DataError, UsageError, panics_as_errors
 from .folders import expanded
 from .hub import words
 from .manifests import json_of
@@ -20,6 +20,7 @@ from .progress import say
 from .remotes import failed
 from .special_tokens import SPECIAL_IDS, named_token, set_template
 from .spellings import byte_alphabet, components, has_metaspace, is_byte_level
+from .streams import first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -142,19 +143,19 @@ def _of_hub(address: str) -> Found:
 
 
 def adopt(found: Found) -> Adopted:
-    """The tokenizer, ready. Raises DataError where the file is none, or its ids are not 0 to V - 1."""
+    """The tokenizer, ready. Raises DataError where the file is none, its ids leave gaps, or it cannot encode."""
     from tokenizers import Tokenizer
 
     path = found.files[TOKENIZER]
     try:
-        original = Tokenizer.from_file(str(path))
-        whole = json.loads(original.to_str())
-    except BaseException as error:  # the library raises bare Exception, and panics over ids that are no places
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        said = str(error).split("\n", 1)[0][:200]
-        raise DataError(f"vocabulary.tokenizer: {found.name} is not a tokenizer ({said}); give another.") from None
-    _check_ids(original, found.name)
+        with panics_as_errors():  # over ids that are no places, for one
+            original = Tokenizer.from_file(str(path))
+            ids = sorted(original.get_vocab(with_added_tokens=True).values())
+    except Exception as error:  # the library raises bare Exception
+        said = f"{found.name} is not a tokenizer ({first_line(error)}); give another."
+        raise DataError(f"vocabulary.tokenizer: {said}") from None
+    _check_ids(ids, found.name)
+    whole = json.loads(original.to_str())  # after the ids: it lists each that none has (8 GB for one of 2^31)
     names = _names(whole, original, [_settings(found, name) for name in SETTINGS if name in found.files])
     added = [role for role in SPECIAL_IDS if original.token_to_id(names[role]) is None]
     special_ids = _complete(whole, original, names)
@@ -164,24 +165,28 @@ def adopt(found: Found) -> Adopted:
     tokenizer = Tokenizer.from_str(json.dumps(whole, ensure_ascii=False))
     if any(tokenizer.token_to_id(names[role]) != number for role, number in special_ids.items()):
         raise DataError(f"vocabulary.tokenizer: the special tokens of {found.name} get other ids when it is loaded.")
-    _check_unknown(tokenizer, found.name)
+    _check_encodes(tokenizer, found.name)
     if tokenizer.encode("").ids != [special_ids["cls"], special_ids["sep"]]:
         set_template(tokenizer, special_ids)
     return Adopted(tokenizer, special_ids, [names[role] for role in added])
 
 
-def _check_unknown(tokenizer: "Tokenizer", name: str) -> None:
-    try:
-        tokenizer.encode(UNKNOWN)
-    except Exception as error:  # the library raises bare Exception
-        said = str(error).split("\n", 1)[0][:200]
-        raise DataError(
-            f"vocabulary.tokenizer: {name} cannot encode unknown characters ({said}); give it an unknown token."
-        ) from None
+def _check_encodes(tokenizer: "Tokenizer", name: str) -> None:
+    """Does its template work, of one text and of two? Has it something for what it does not know?"""
+    for texts, trouble in (
+        (("",), "breaks when it encodes a text (%s); mend its post_processor."),
+        (("", ""), "breaks when it encodes two texts (%s); mend its post_processor."),
+        ((UNKNOWN,), "cannot encode unknown characters (%s); give it an unknown token."),
+    ):
+        try:
+            with panics_as_errors():
+                tokenizer.encode(*texts)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"vocabulary.tokenizer: {name} {trouble % first_line(error)}") from None
 
 
-def _check_ids(tokenizer: "Tokenizer", name: str) -> None:
-    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values())
+def _check_ids(ids: list[int], name: str) -> None:
+    """ids    of all tokens, ascending"""
     if not ids or ids[-1] != len(ids) - 1 or len(set(ids)) != len(ids):
         missing = next((number for number, found in enumerate(ids) if number != found), len(ids))
         raise DataError(

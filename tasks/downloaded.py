@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
+from .errors import UsageError, panics_as_errors
+from .streams import first_line
 from .subjects import MASK, Encoded, Ids, Subject, one_word_a_text, words_of
 
 if TYPE_CHECKING:
@@ -200,10 +201,11 @@ def downloaded(name: str | Path, label: str, device: str) -> Downloaded:
     options = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
     with _quietly():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
-            model, info = AutoModelForMaskedLM.from_pretrained(
-                str(name), **options, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
+            with panics_as_errors():
+                tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
+                model, info = AutoModelForMaskedLM.from_pretrained(
+                    str(name), **options, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                )
         except Exception as error:  # transformers, the hub's client and safetensors raise their own
             said = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(
@@ -249,7 +251,13 @@ def _fronts(tokenizer: Any, label: str) -> tuple[Tokenizer, Tokenizer]:
         front.encode_special_tokens = as_text
         fronts.append(front)
     probe = "One text."
-    if list(tokenizer(probe)["input_ids"]) != fronts[1].encode(probe).ids:
+    try:
+        with panics_as_errors():
+            own, plain = list(tokenizer(probe)["input_ids"]), fronts[1].encode(probe).ids
+    except Exception as error:  # the library raises bare Exception
+        said = f"the tokenizer of {label} cannot encode a text ({first_line(error)})"
+        raise UsageError(f"{said}; save it again with transformers.") from error
+    if own != plain:
         raise UsageError(
             f"the tokenizer of {label} does not add its special tokens by tokenizer.json; save it again with "
             "transformers."

@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -81,9 +82,15 @@ class NumericError(MaskmillError):
     exit_code = 78
 
 
-def is_panic(error: BaseException) -> bool:
-    """Did a library in Rust give up? What it raises is no Exception, and its class has no module to be had from."""
-    return type(error).__name__ == "PanicException"
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """A library in Rust that gives up raises what is no Exception: its words come as a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # its class has no module to be had from
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 EXIT_CODES = {

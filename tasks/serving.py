@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import modalities, tracking, versions
 from .artifacts import digest_of
-from .errors import DataError, UsageError, is_panic
+from .errors import DataError, UsageError, panics_as_errors
 from .manifests import json_of
 from .streams import first_line
 from .versions import Version, home_of
@@ -75,11 +75,10 @@ def opened(folder: Path, name: str) -> tuple[Any, str, str]:
 
     try:
         modality = modalities.held_by(folder)
-        model = modalities.module(modalities.MODALITIES[modality].front).served().open(folder)
+        with panics_as_errors():
+            model = modalities.module(modalities.MODALITIES[modality].front).served().open(folder)
         return model, digest_of(json_of((folder / DIGESTS).read_bytes())["sha256"]), modality
-    except BaseException as error:  # files that are none: torch, safetensors and tokenizers raise what they like
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
+    except Exception as error:  # files that are none: torch, safetensors and tokenizers raise what they like
         said = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{name} cannot be loaded: {said}") from error
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .arrays import numbers, values
 from .artifacts import Manifest
-from .errors import DataError, is_panic
+from .errors import DataError, panics_as_errors
 from .spans import BATCH_BYTES, SPLITS
 from .spellings import METASPACE
 
@@ -57,10 +57,9 @@ def open_for_prompts(path: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
-    except BaseException as error:  # the library raises bare Exception, or panics
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
+        with panics_as_errors():
+            return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
         raise DataError(f"{path} is not a tokenizer ({error}); run `maskmill verify vocabulary`.") from None
 
 

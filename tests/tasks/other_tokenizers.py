@@ -156,3 +156,17 @@ def saved(folder: Path, layout: str) -> Path:
     if layout in SETTINGS:
         (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS[layout]), encoding="utf-8")
     return folder
+
+
+def with_template(folder: Path, single: str, pair: str) -> None:
+    """Gives a saved tokenizer a template that the library would not write: $A and $B are texts, else undefined."""
+
+    def piece(word: str) -> dict[str, object]:
+        name, _, kind = word.removeprefix("$").partition(":")
+        return {"Sequence" if word.startswith("$") else "SpecialToken": {"id": name, "type_id": int(kind or 0)}}
+
+    path = folder / "tokenizer.json"
+    page = json.loads(path.read_text(encoding="utf-8"))
+    parts = {"single": [*map(piece, single.split())], "pair": [*map(piece, pair.split())]}
+    page["post_processor"] = {"type": "TemplateProcessing", **parts, "special_tokens": {}}
+    path.write_text(json.dumps(page), encoding="utf-8")

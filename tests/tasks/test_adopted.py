@@ -1,6 +1,8 @@
 """Existing tokenizers: raw text gets the ids it always got, and what a masked language model needs is added."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from tasks.artifacts import Manifest, Store
 from tasks.errors import DataError, UnreachableError, UsageError
 from tasks.spellings import spellings
 from tasks.vocabulary import VocabularyConfig, identity, vocabulary
-from tests.tasks.other_tokenizers import LAYOUTS, TEXTS, saved
+from tests.tasks.other_tokenizers import LAYOUTS, TEXTS, saved, with_template
 from tests.tasks.test_vocabulary import make_corpus
 
 EXPECTED = {
@@ -263,3 +265,31 @@ def test_a_tokenizer_that_cannot_encode_what_it_does_not_know_is_refused(tmp_pat
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match=r"cannot encode unknown characters|is not a tokenizer"):
         adopted.adopt(adopted.find(str(tmp_path)))
+
+
+def test_an_id_far_from_the_others_is_refused_before_it_takes_memory(tmp_path):
+    tokenizer = Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, "[UNK]"))
+    page = json.loads(tokenizer.to_str())
+    page["model"]["vocab"]["a"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(page))
+    code = (
+        "import resource, sys; from tasks import adopted; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); "
+        "adopted.adopt(adopted.find(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "but ids up to 4294967295 (none has 0" in done.stderr, done.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    ("single", "pair", "texts"),
+    [
+        ("unknown $A", "$A $B:1", "a text"),  # a special token that it does not define
+        ("$A $B", "$A $B:1", "a text"),  # a second text where there is one
+        ("$A", "$A unknown $B:1", "two texts"),
+    ],
+)
+def test_a_tokenizer_whose_template_does_not_work_is_refused(tmp_path, single, pair, texts):
+    with_template(saved(tmp_path, "bert"), single, pair)
+    with pytest.raises(DataError, match=f"breaks when it encodes {texts} ") as found:
+        adopted.adopt(adopted.find(str(tmp_path)))
+    assert "\n" not in str(found.value)

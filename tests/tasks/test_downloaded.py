@@ -225,3 +225,11 @@ def test_a_slow_tokenizer_and_one_without_a_mask_are_refused(pair):
     tokenizer = theirs._tokenizer.__class__(tokenizer_object=Tokenizer.from_str(theirs._text.to_str()))
     with pytest.raises(UsageError, match="has no mask token"):
         Downloaded(theirs.model, tokenizer, "maskless")
+
+
+def test_a_tokenizer_over_which_the_library_panics_is_refused(tmp_path):
+    stranger(tmp_path, "bert")
+    other_tokenizers.with_template(tmp_path, "unknown $A", "$A $B:1")
+    with pytest.raises(UsageError, match="the tokenizer of broken cannot encode a text") as found:
+        downloaded(tmp_path, "broken", "cpu")
+    assert "\n" not in str(found.value)
