@@ -100,12 +100,43 @@ def command(
     for source in sources:
         words += ["--source", _anchored(source, Path.cwd())]
     for override in overrides:
-        words += ["--set", override]
+        words += ["--set", _from_any_folder(override, several=verb == "sweep")]
     if force_from:
         words += ["--from", force_from]
     if wait is not None:
         words += ["--wait", f"{wait:g}"]
     return without_queries(shlex.join(words))
+
+
+def _from_any_folder(override: str, several: bool) -> str:
+    """`key=value` with whole paths where it has some that start at the current folder."""
+    key, _, text = _QUERIES.get(override, override).partition("=")
+    each = [f"{key}={one}" for one in (values(text) if several else [text])]
+    here, elsewhere = ([_spelled_out(one, folder) for one in each] for folder in (Path.cwd(), Path.cwd() / "elsewhere"))
+    return override if here == elsewhere else f"{key}={','.join(json.dumps(one, ensure_ascii=False) for one in here)}"
+
+
+def _spelled_out(override: str, folder: Path) -> Any:
+    data: dict[str, Any] = {}
+    key, value = _parse(override)
+    _put(data, key, value, f"--set {override}")
+    _spell_out_sources(data, folder)
+    return _at(data, key)
+
+
+def values(text: str) -> list[str]:
+    """What stands between commas, where these are not inside brackets, braces or quotation marks."""
+    values, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            values.append("")
+            continue
+        values[-1] += character
+        if quote or character in "\"'":
+            quote = "" if character == quote else quote or character
+        else:
+            depth += (character in "[{") - (character in "]}")
+    return [value.strip() for value in values]
 
 
 _QUERIES: dict[str, str] = {}

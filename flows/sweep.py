@@ -42,7 +42,7 @@ def points(settings: Sequence[str]) -> list[list[str]]:
     each = []
     for setting in settings:
         key, equals, text = setting.partition("=")
-        values = _values(text)
+        values = recipes.values(text)
         if equals and not all(values):
             raise UsageError(f"--set {setting}: a value between two commas is empty; take a comma out.")
         each.append([f"{key}={value}" for value in values] if equals else [setting])
@@ -50,21 +50,6 @@ def points(settings: Sequence[str]) -> list[list[str]]:
     if len(grid) > MOST:
         raise UsageError(f"These settings make {len(grid):,} runs, more than {MOST:,}; give fewer values.")
     return grid
-
-
-def _values(text: str) -> list[str]:
-    """What stands between commas, where these are not inside brackets, braces or quotation marks."""
-    values, depth, quote = [""], 0, ""
-    for character in text:
-        if character == "," and not depth and not quote:
-            values.append("")
-            continue
-        values[-1] += character
-        if quote or character in "\"'":
-            quote = "" if character == quote else quote or character
-        else:
-            depth += (character in "[{") - (character in "]}")
-    return [value.strip() for value in values]
 
 
 def varied(grid: Sequence[Sequence[str]]) -> list[dict[str, str]]:

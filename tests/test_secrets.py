@@ -256,7 +256,10 @@ def test_queries_are_written_nowhere_and_known_to_this_process() -> None:
     written = recipes.to_be_written(given)
     assert len(set(written)) == 3 and written[2] == given[2] and not found("".join(written).encode())
     assert [source.uri for source in recipes.load("tiny", written).corpus.sources] == given
-    assert not found(recipes.command("tiny", given, [f"corpus.sources=[{given[0]}]"]).encode())
+    for setting in (f"corpus.sources=['{given[0]}']", f"corpus.sources=['{given[0]}', a/relative/path]"):
+        assert recipes.load("tiny", overrides=[setting]).corpus.sources[0].uri == given[0]
+        command = recipes.command("tiny", given, [setting])
+        assert not found(command.encode()) and command.count("https://host/a?…") == 3, command
     assert not found("".join(tracking.flat({"corpus": {"sources": [{"uri": one} for one in given]}}).values()).encode())
     with pytest.raises(UsageError, match="give the whole address"):
         recipes.load("tiny", ["https://another/a?…"])

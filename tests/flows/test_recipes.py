@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import recipes
+from flows import recipes, sweep
 from tasks.corpus import CorpusConfig
 from tasks.errors import UsageError
 from tasks.sizes import dimensions
@@ -128,6 +128,39 @@ def test_the_command_survives_a_shell_and_a_change_of_folder(tmp_path: Path, mon
         "--source", f"{tmp_path}{os.sep}my texts", "--source", "hf:name",
         "--set", "evaluate.rates=[0.1, 0.2]", "--from", "shards",
     ]  # fmt: skip
+
+
+PATHS = [
+    "vocabulary.tokenizer=tok",
+    "vocabulary.tokenizer=hf:tok",
+    "vocabulary.tokenizer=hf:some/name",
+    "corpus.sources=[tok, 'a: b', hf:name]",
+    "corpus={sources: [{uri: ../tok}]}",
+    "pretrain.fork=runs/tok",
+    "evaluate.minimal_pairs=[{name: a, files: tok/a.jsonl}]",
+]
+
+
+@pytest.mark.parametrize("override", PATHS)
+def test_the_command_has_whole_paths_in_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    (tmp_path / "here" / "tok").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    expected = recipes.load("tiny", overrides=[override])
+    words = shlex.split(recipes.command("tiny", overrides=[override, "name=tok"]))
+    monkeypatch.chdir("/")
+    assert recipes.load("tiny", overrides=[words[-3]]) == expected
+    assert words[-1] == "name=tok" and (words[-3] == override) == ("some/name" in override)
+
+
+def test_the_command_of_a_sweep_has_whole_paths_in_each_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["vocabulary.tokenizer=a,'b, c'", "shards.rate=15%,30%"]
+    words = shlex.split(recipes.command("tiny", overrides=given, verb="sweep"))
+    here = f"{tmp_path}{os.sep}"
+    assert words[-3] == f'vocabulary.tokenizer="{here}a","{here}b, c"' and words[-1] == given[1]
+    assert sweep.points([words[-3]]) == [[f'vocabulary.tokenizer="{here}{name}"'] for name in ("a", "b, c")]
 
 
 def test_the_runner_is_one_of_three(tmp_path: Path) -> None:
