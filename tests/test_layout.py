@@ -138,11 +138,11 @@ def test_help_plan_and_verify_import_neither_torch_prefect_nor_mlflow(command, t
     assert run.returncode == 0, run.stderr
 
 
-def test_the_readme_names_every_file_of_the_tree():
-    readme = (ROOT / "README.md").read_text()
+def test_contributing_names_every_file_of_the_tree():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
     tracked = [*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py"), *(ROOT / "deployments").rglob("*.yaml")]
-    missing = [path.name for path in tracked if path.name != "__init__.py" and path.name not in readme]
-    assert not missing, f"the README's tree lacks {missing}"
+    missing = [path.name for path in tracked if path.name != "__init__.py" and path.name not in page]
+    assert not missing, f"the tree of CONTRIBUTING.md lacks {missing}"
 
 
 def test_no_path_of_a_machine_is_in_the_tree():
