@@ -33,6 +33,8 @@ DENSE_LOGITS = 1 << 25
 """Logits at a time where all positions go through the head: 128 MB."""
 NO_LIMIT = 1 << 20
 """Tokens of a text where neither model nor tokenizer has a limit."""
+MOST_LAYERS = 1000
+"""A config.json that asks for more is damaged: transformers would build them for hours, and then miss their weights."""
 
 
 class Downloaded(Subject):
@@ -45,8 +47,8 @@ class Downloaded(Subject):
         """
         self.model, self.label, self._tokenizer = model.eval(), label, tokenizer
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.length = _length(model, tokenizer)
-        self._prompts, self._text = _fronts(tokenizer, label)
+        self.length = _length(model, tokenizer, label)
+        self._prompts, self._text = _fronts(tokenizer, int(model.config.vocab_size), label)
         if tokenizer.mask_token_id is None:
             raise UsageError(f"{label} has no mask token, so it is no masked language model; choose another.")
         self.mask_id = int(tokenizer.mask_token_id)
@@ -54,13 +56,10 @@ class Downloaded(Subject):
         self._at_blanks = one_word_a_text(self._text)
         self._asked_M: Tensor | None = None
         self._gathers = False
-        self.vocabulary_size, self.width = self._try()
-        largest = max(self._prompts.get_vocab(with_added_tokens=True).values())
-        if largest >= self.vocabulary_size:
-            raise UsageError(
-                f"the tokenizer of {label} has ids up to {largest}, but the model knows only {self.vocabulary_size} "
-                "tokens; give a model with its own tokenizer."
-            )
+        try:
+            self.vocabulary_size, self.width = self._try()
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # of code that is not ours
+            raise UsageError(f"{label} cannot be asked ({first_line(error)}); give another model.") from error
 
     def _try(self) -> tuple[int, int]:
         """V and D; finds out whether the head takes gathered rows."""
@@ -196,15 +195,23 @@ def downloaded(name: str | Path, label: str, device: str) -> Downloaded:
     Raises UsageError where there is none that can be read: no such name, no network, weights that are no safetensors or
     lack a head, code of its own, or a tokenizer without word numbers and offsets.
     """
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
     options = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
     with _quietly():
         try:
             with panics_as_errors():
-                tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
+                config = AutoConfig.from_pretrained(str(name), **options)
+                if int(getattr(config, "num_hidden_layers", 0)) > MOST_LAYERS:
+                    raise ValueError(f"its config.json asks for more than {MOST_LAYERS:,} layers")
+                tokenizer = AutoTokenizer.from_pretrained(str(name), config=config, **options)
                 model, info = AutoModelForMaskedLM.from_pretrained(
-                    str(name), **options, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                    str(name),
+                    config=config,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    **options,
                 )
         except Exception as error:  # transformers, the hub's client and safetensors raise their own
             said = " ".join(str(error).split()) or type(error).__name__
@@ -234,14 +241,23 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _fronts(tokenizer: Any, label: str) -> tuple[Tokenizer, Tokenizer]:
-    """The tokenizer for prompts, and the one for raw text, to which the name of a special token is characters."""
+def _fronts(tokenizer: Any, known: int, label: str) -> tuple[Tokenizer, Tokenizer]:
+    """The tokenizer for prompts, and the one for raw text, to which the name of a special token is characters.
+
+    known    tokens of the model
+    """
     from tokenizers import Tokenizer as Opened
 
     if not getattr(tokenizer, "is_fast", False):
         raise UsageError(
             f"the tokenizer of {label} is a slow one, which cannot tell words; save a fast one (tokenizer.json) with "
             "transformers."
+        )
+    # before to_str(), which lists each id that no token has: 8 GB for one of 2^31
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= known:
+        raise UsageError(
+            f"the tokenizer of {label} has ids up to {largest}, but the model knows only {known} tokens; give a model "
+            "with its own tokenizer."
         )
     fronts = []
     for as_text in (False, True):
@@ -265,9 +281,12 @@ def _fronts(tokenizer: Any, label: str) -> tuple[Tokenizer, Tokenizer]:
     return fronts[0], fronts[1]
 
 
-def _length(model: Any, tokenizer: Any) -> int:
+def _length(model: Any, tokenizer: Any, label: str) -> int:
     """Tokens of a text at most: what the table of positions holds, and the tokenizer says."""
-    limits = [NO_LIMIT, int(tokenizer.model_max_length), int(getattr(model.config, "max_position_embeddings", 0) or 0)]
+    said = tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 0
+    if odd := [one for one in said if not (isinstance(one, int | float) and one > -NO_LIMIT)]:
+        raise UsageError(f"the tokenizer or the config of {label} has a length of {odd[0]!r}; give a number of tokens.")
+    limits = [NO_LIMIT, *(int(min(one, NO_LIMIT)) for one in said)]
     for name, module in model.named_modules():
         # RoBERTa and its kin count positions from the id of padding on.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):

@@ -23,6 +23,7 @@ from .artifacts import write_atomic
 from .encoder import EncoderConfig, MaskedLanguageModel
 from .encoder_config import PayloadConfig, carried
 from .errors import DataError
+from .manifests import json_of
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 OURS = "maskmill"
@@ -77,20 +78,32 @@ def to_stock(model: MaskedLanguageModel) -> dict[str, Tensor]:
 
 def from_stock(state: Mapping[str, Tensor], config: EncoderConfig) -> MaskedLanguageModel:
     """The model with these stock weights. DataError where a name is missing or unknown, or a shape does not fit."""
-    model = MaskedLanguageModel(config)
     names = stock_names(config)
     if unexpected := (state.keys() ^ names.keys()) - {"decoder.weight"}:
         raise DataError(f"weights and config do not fit: {min(unexpected)} is in one only; save the model again.")
+    _check_shapes(state, config)
+    model = MaskedLanguageModel(config)
     with torch.no_grad():
         for stock, parts in names.items():
             targets = [model.get_parameter(part) for part in parts]
             rows = [len(target) for target in targets]
-            if state[stock].shape != (sum(rows), *targets[0].shape[1:]):
-                shape = tuple(state[stock].shape)
-                raise DataError(f"weights and config do not fit: {stock} is {shape}; save the model again.")
             for target, part in zip(targets, torch.split(state[stock], rows), strict=True):
                 target.copy_(part)
     return model
+
+
+def _check_shapes(state: Mapping[str, Tensor], config: EncoderConfig) -> None:
+    """Without memory for the weights: a damaged size in the config may ask for more than there is."""
+    try:
+        with torch.device("meta"):
+            model = MaskedLanguageModel(config)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"{CONFIG_FILE} has sizes that no model has ({error}); save the model again.") from None
+    for stock, parts in stock_names(config).items():
+        targets = [model.get_parameter(part) for part in parts]
+        if state[stock].shape != (sum(map(len, targets)), *targets[0].shape[1:]):
+            shape = tuple(state[stock].shape)
+            raise DataError(f"weights and config do not fit: {stock} is {shape}; save the model again.")
 
 
 def stock_config(config: EncoderConfig) -> dict[str, Any]:
@@ -187,8 +200,13 @@ def save_stock(model: MaskedLanguageModel, folder: Path) -> None:
 def load_stock(folder: Path) -> MaskedLanguageModel:
     """The model that `save_stock` wrote, in evaluation mode. DataError where a file is missing or cannot be read."""
     try:
-        config = encoder_config(json.loads((folder / CONFIG_FILE).read_bytes()))
+        stock = json_of((folder / CONFIG_FILE).read_bytes())
         state = parse_tensors((folder / WEIGHTS_FILE).read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
+        if not isinstance(stock, dict):
+            raise ValueError(f"{CONFIG_FILE} holds no settings")
+        if int(layers := stock.get("num_hidden_layers", 0)) > len(state):
+            raise ValueError(f"{CONFIG_FILE} asks for {layers} layers, there are {len(state)} tensors")
+        config = encoder_config(stock)
+    except (OSError, ArithmeticError, LookupError, TypeError, ValueError, SafetensorError) as error:
         raise DataError(f"no model can be read from {folder}: {error}; make it again.") from error
     return from_stock(state, config).eval()

@@ -312,10 +312,10 @@ def workplace() -> Iterator[Path]:
 
 def parsers() -> dict[str, Build]:
     """Every parser by its name."""
-    from tests.faults import fuzz_inputs, fuzz_served, fuzz_sources, fuzz_state, fuzz_stored
+    from tests.faults import fuzz_inputs, fuzz_models, fuzz_served, fuzz_sources, fuzz_state, fuzz_stored
 
     found: dict[str, Build] = {}
-    for module in (fuzz_stored, fuzz_state, fuzz_inputs, fuzz_sources, fuzz_served):
+    for module in (fuzz_stored, fuzz_state, fuzz_inputs, fuzz_sources, fuzz_served, fuzz_models):
         found |= module.PARSERS
     return found
 

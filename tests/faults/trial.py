@@ -1,6 +1,6 @@
 """One fault, injected once, and what may come of it.
 
-The matrix (README, Reliability) has a family of trials for each kind of fault, F1 to F15. A family is a module with
+The matrix (README, "What is promised") has a family of trials for each kind of fault. A family is a module with
 
     def trials() -> list[Trial]      all of them, in a fixed order, each repeatable from its words alone
 

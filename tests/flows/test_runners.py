@@ -102,7 +102,7 @@ RESULTS = [[{"number": number}, digest_of({"number": number})] for number in ran
 def test_a_cluster_gives_the_same_results_in_order_and_leaves_nothing(
     name: str, tmp_path: Path, prefect_server: str
 ) -> None:
-    before = set(Path("/tmp").glob("maskmill-*"))
+    before = set(Path("/tmp").glob(f"maskmill-{name}-*"))
     found = run(name, tmp_path, prefect_server)
     assert found["workers"] >= 1
     assert found["results"] == RESULTS
@@ -119,7 +119,7 @@ def test_a_cluster_gives_the_same_results_in_order_and_leaves_nothing(
         "__pycache__",
     }
     assert not list((tmp_path / "tmp").glob("maskmill-*"))
-    assert not set(Path("/tmp").glob("maskmill-*")) - before
+    assert not set(Path("/tmp").glob(f"maskmill-{name}-*")) - before
     seen = states(prefect_server, "digest of")
     assert {f"digest of {number}": "Completed" for number in range(1, 8)}.items() <= seen.items()
     for work in ("make rows", "make shard"):

@@ -15,14 +15,9 @@ from tasks.errors import UsageError
 from tasks.pseudo_likelihood import log_probabilities
 from tasks.stock import save_stock
 from tasks.subjects import MASK, ours
-from tests.tasks import other_tokenizers, small_model
+from tests.tasks import other_models, other_tokenizers, small_model
 from tests.tasks.test_subjects import TEXTS, WIDE, filled
 
-NAMES = {
-    "bert": {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"},
-    "roberta": {"unk": "<unk>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>"},
-    "albert": {"unk": "<unk>", "cls": "[CLS]", "sep": "[SEP]", "pad": "<pad>", "mask": "[MASK]"},
-}
 ENGLISH = ["The statement is evaluated.", "An unforeseeable exception, isn't it?", "if x:", "", "a b c d e f g h"]
 
 
@@ -39,35 +34,10 @@ def pair(tmp_path_factory):
 
 
 def stranger(folder, layout: str) -> Downloaded:
-    """A small model with random weights and a tokenizer in the layout of a well-known one, saved and opened."""
-    import transformers
-
-    other_tokenizers.saved(folder, layout)
-    named = {f"{role}_token": name for role, name in NAMES[layout].items()}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 48, **named}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    sizes = {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 64,
-        "pad_token_id": tokenizer.token_to_id(NAMES[layout]["pad"]),
-        "initializer_range": 0.3,
-    }
-    if layout == "albert":
-        sizes["embedding_size"] = 16
-    kind = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[layout]
-    config = getattr(transformers, f"{kind}Config")(**sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        getattr(transformers, f"{kind}ForMaskedLM")(config).save_pretrained(folder)
-    return downloaded(folder, layout, "cpu")
+    return downloaded(other_models.saved(folder, layout), layout, "cpu")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=other_models.NAMES)
 def other(request, tmp_path_factory):
     return stranger(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -212,6 +182,29 @@ def test_weights_without_a_head_are_refused(tmp_path):
     transformers.BertModel(other.model.config).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"has no weights for .*cls\.predictions"):
         downloaded(tmp_path, "headless", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "said"),
+    [
+        ("config.json", ["num_hidden_layers"], 1 << 62, "more than 1,000 layers"),
+        ("tokenizer_config.json", ["model_max_length"], "many", "has a length of 'many'"),
+        ("tokenizer_config.json", ["model_max_length"], float("nan"), "has a length of nan"),
+        ("tokenizer_config.json", ["model_max_length"], float("-inf"), "has a length of -inf"),
+        ("tokenizer_config.json", ["pad_token"], "one that is new", "ids up to .* knows only"),
+        ("tokenizer.json", ["model", "vocab", "the"], (1 << 32) - 1, "ids up to 4294967295, but the model knows only"),
+    ],
+)
+def test_a_damaged_setting_is_refused_in_one_sentence(tmp_path, file, keys, value, said):
+    stranger(tmp_path, "bert")
+    page = inner = json.loads((tmp_path / file).read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    (tmp_path / file).write_text(json.dumps(page))
+    with pytest.raises(UsageError, match=said) as found:
+        downloaded(tmp_path, "a model", "cpu")
+    assert "\n" not in str(found.value)
 
 
 def test_a_slow_tokenizer_and_one_without_a_mask_are_refused(pair):

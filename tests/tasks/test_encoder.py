@@ -207,6 +207,18 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path) -> N
         dataclasses.replace(CONFIG, heads=3)
 
 
+@pytest.mark.parametrize("size", [1 << 40, 1 << 62, -1, 0, 32.5, float("inf"), "64", None, [64]])
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"])
+def test_a_size_that_no_model_has_is_refused_before_it_takes_memory(
+    folder: Path, tmp_path: Path, key: str, size: object
+) -> None:
+    (tmp_path / stock.CONFIG_FILE).write_text(json.dumps(stock_config(CONFIG) | {key: size}))
+    (tmp_path / stock.WEIGHTS_FILE).write_bytes((folder / stock.WEIGHTS_FILE).read_bytes())
+    with pytest.raises((DataError, UsageError)) as found:
+        load_stock(tmp_path)
+    assert "\n" not in str(found.value)
+
+
 def test_every_number_of_a_recipe_comes_back_from_the_stock_config() -> None:
     config = dataclasses.replace(
         CONFIG, rope_global=1e6, rope_local=500.0, norm_eps=1e-6, dropout=0.1, global_every=2, window=16

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from flows.answering import Limits, application
@@ -219,6 +220,7 @@ print(json.dumps(model.predict([image], params={"top_k": 3})))
     }
     environment |= {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": packages}
     environment |= {"MLFLOW_TRACKING_URI": tracking.tracking_uri(house.home)}
+    environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as here: digits depend on it
     command = [sys.executable, "-P", "-S", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
