@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A process per core, up to four, a file of tests in one; each computes with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test faults check check-tests install install-test install-all ui lock sbom clean
 .DEFAULT_GOAL := run
@@ -9,11 +11,11 @@ BIN := $(VENV)/bin
 run: $(VENV)/installed            ## from text to a registered masked language model
 	$(BIN)/maskmill run quickstart
 
-test: $(VENV)/installed-all       ## the whole test suite
-	$(BIN)/python -m pytest -m ""
+test: $(VENV)/installed-all       ## the whole test suite: about an hour on 2 cores
+	$(PYTEST) -m ""
 
 check-tests: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not gpu"
 
 check: check-tests              ## what .ci/run checks: lint, types, the essential tests
 	$(BIN)/ruff check .
