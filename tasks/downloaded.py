@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError, panics_as_errors
+from .errors import MaskmillError, UsageError, is_out_of_memory, panics_as_errors
 from .streams import first_line
 from .subjects import MASK, Encoded, Ids, Subject, one_word_a_text, words_of
 
@@ -58,7 +58,9 @@ class Downloaded(Subject):
         self._gathers = False
         try:
             self.vocabulary_size, self.width = self._try()
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # of code that is not ours
+        except Exception as error:  # of code that is not ours: settings that do not fit each other show here
+            if isinstance(error, MaskmillError) or is_out_of_memory(error):
+                raise
             raise UsageError(f"{label} cannot be asked ({first_line(error)}); give another model.") from error
 
     def _try(self) -> tuple[int, int]:

@@ -188,6 +188,8 @@ def test_weights_without_a_head_are_refused(tmp_path):
     ("file", "keys", "value", "said"),
     [
         ("config.json", ["num_hidden_layers"], 1 << 62, "more than 1,000 layers"),
+        ("config.json", ["hidden_dropout_prob"], float("nan"), "cannot be asked .*dropout probability"),
+        ("config.json", ["num_attention_heads"], -1, "cannot be asked"),
         ("tokenizer_config.json", ["model_max_length"], "many", "has a length of 'many'"),
         ("tokenizer_config.json", ["model_max_length"], float("nan"), "has a length of nan"),
         ("tokenizer_config.json", ["model_max_length"], float("-inf"), "has a length of -inf"),
