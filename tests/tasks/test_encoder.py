@@ -207,6 +207,7 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path) -> N
         dataclasses.replace(CONFIG, heads=3)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("size", [1 << 40, 1 << 62, -1, 0, 32.5, float("inf"), "64", None, [64]])
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"])
 def test_a_size_that_no_model_has_is_refused_before_it_takes_memory(
