@@ -126,17 +126,17 @@ def _spelled_out(override: str, folder: Path) -> Any:
 
 def values(text: str) -> list[str]:
     """What stands between commas, where these are not inside brackets, braces or quotation marks."""
-    values, depth, quote = [""], 0, ""
+    found, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and not depth and not quote:
-            values.append("")
+            found.append("")
             continue
-        values[-1] += character
+        found[-1] += character
         if quote or character in "\"'":
             quote = "" if character == quote else quote or character
         else:
             depth += (character in "[{") - (character in "]}")
-    return [value.strip() for value in values]
+    return [value.strip() for value in found]
 
 
 _QUERIES: dict[str, str] = {}

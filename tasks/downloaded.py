@@ -204,7 +204,7 @@ def downloaded(name: str | Path, label: str, device: str) -> Downloaded:
         try:
             with panics_as_errors():
                 config = AutoConfig.from_pretrained(str(name), **options)
-                if int(getattr(config, "num_hidden_layers", 0)) > MOST_LAYERS:
+                if int(getattr(config, "num_hidden_layers", None) or 0) > MOST_LAYERS:
                     raise ValueError(f"its config.json asks for more than {MOST_LAYERS:,} layers")
                 tokenizer = AutoTokenizer.from_pretrained(str(name), config=config, **options)
                 model, info = AutoModelForMaskedLM.from_pretrained(

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, panics_as_errors
 from .tokens import encode, open_for_text, pieces, places
 
 REFERENCE, FAST = "tokenizers", "gigatoken"
@@ -263,11 +263,12 @@ def _page(path: Path) -> dict[str, Any]:
 
 
 def _guarded(work: Callable[[], Any], what: str) -> Any:
-    """Its result. Raises DataError for whatever gigatoken raises: a panic of it is a bare BaseException."""
+    """Its result. Raises DataError for whatever gigatoken raises, a panic too."""
     try:
-        return work()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+        with panics_as_errors():
+            return work()
+    except MemoryError:
         raise
-    except BaseException as error:
+    except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FastFails(f"{FAST} {what} ({why}), so {REFERENCE} is used.") from None

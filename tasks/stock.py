@@ -24,6 +24,7 @@ from .encoder import EncoderConfig, MaskedLanguageModel
 from .encoder_config import PayloadConfig, carried
 from .errors import DataError
 from .manifests import json_of
+from .streams import first_line
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 OURS = "maskmill"
@@ -98,7 +99,8 @@ def _check_shapes(state: Mapping[str, Tensor], config: EncoderConfig) -> None:
         with torch.device("meta"):
             model = MaskedLanguageModel(config)
     except (RuntimeError, TypeError) as error:
-        raise DataError(f"{CONFIG_FILE} has sizes that no model has ({error}); save the model again.") from None
+        said = f"{CONFIG_FILE} has sizes that no model has ({first_line(error)})"
+        raise DataError(f"{said}; save the model again.") from None
     for stock, parts in stock_names(config).items():
         targets = [model.get_parameter(part) for part in parts]
         if state[stock].shape != (sum(map(len, targets)), *targets[0].shape[1:]):

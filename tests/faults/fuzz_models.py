@@ -1,5 +1,6 @@
 """Folders of models that `maskmill compare` is given: our own in stock form, and those of others."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ def stock(folder: Path, name: str) -> Parser:
 
 def other(folder: Path, name: str) -> Parser:
     """A model that transformers saved."""
-    import os
-
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub comes: a name in a damaged file is not looked up
     from tasks.downloaded import downloaded
     from tests.tasks import other_models

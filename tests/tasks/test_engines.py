@@ -224,11 +224,11 @@ def test_an_engine_that_gives_lists_is_not_used(path, stand_in):
     assert name == REFERENCE and why.startswith("gigatoken cannot encode a text (")
 
 
-class Panic(BaseException):
-    """As pyo3's PanicException: no Exception."""
+class PanicException(BaseException):
+    """As pyo3's: no Exception."""
 
 
-@pytest.mark.parametrize("raised", [RuntimeError("no such thing\n\nLocation: hf.rs"), Panic("no such thing")])
+@pytest.mark.parametrize("raised", [RuntimeError("no such thing\n\nLocation: hf.rs"), PanicException("no such thing")])
 def test_an_engine_that_fails_falls_back_and_says_why_in_one_line(path, stand_in, raised):
     def encode_batch(texts: list[str], parallel: bool | None) -> SimpleNamespace:
         raise raised
